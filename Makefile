@@ -1,0 +1,62 @@
+# `make` prints this list. Every target does its own set-up from nothing: some Python, pip and make are enough.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+UV := .uv/bin/uv
+BIN := .venv/bin
+PYTHON_VERSION := $(shell cat .python-version)
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready .venv-emulator/.ready  ## Make .venv (with .venv/bin/dispatcher) and the emulator's environment
+
+demo: setup  ## Show the whole system at work on this machine; needs no AWS account
+	@$(BIN)/dispatcher demo $(ARGS)
+
+test: setup  ## Run every test
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+lint: setup  ## Format check and lint
+	@$(BIN)/ruff format --check --quiet . || { echo "run 'make fmt'"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy
+
+layers: setup  ## Imports point one way
+	@$(BIN)/lint-imports --no-cache | tail -n 8
+
+check: lint types layers test  ## What CI runs
+
+fmt: setup  ## Format and fix
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
+	@set -e; compile() { $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.12 \
+	    --custom-compile-command 'make lock' --upgrade "$$@"; }; \
+	compile requirements/bootstrap.in -o requirements/bootstrap.txt; \
+	compile pyproject.toml -o requirements/runtime.txt; \
+	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
+	compile --group emulator -o requirements/emulator.txt
+
+clean:  ## Remove the environments and caches
+	rm -rf .venv .venv-emulator .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+
+# uv installs the rest quickly; it is itself installed by pip, by hash. Python comes from .python-version.
+.uv/.ready: requirements/bootstrap.txt
+	@echo "setup: uv"
+	@python3 -m venv --clear .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --require-hashes -r requirements/bootstrap.txt && touch $@
+
+.venv/.ready: .uv/.ready requirements/dev.txt pyproject.toml
+	@echo "setup: .venv (Python $(PYTHON_VERSION))"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv
+	@VIRTUAL_ENV=.venv $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
+	@VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --no-build-isolation -e . && touch $@
+
+.venv-emulator/.ready: .uv/.ready requirements/emulator.txt
+	@echo "setup: .venv-emulator (MiniStack pins a botocore of its own)"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-emulator
+	@VIRTUAL_ENV=.venv-emulator $(UV) pip install --quiet --require-hashes -r requirements/emulator.txt && touch $@
+
+.PHONY: help setup demo test lint types layers check fmt lock clean

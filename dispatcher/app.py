@@ -1,0 +1,341 @@
+"""Composition root: builds clients, queues, ledger and loops in the order of their needs; supervises; drains."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+from random import Random
+from typing import Any, Protocol
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from dispatcher import __version__
+from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.ledger import Ledger
+from dispatcher.aws.master import MasterQueue
+from dispatcher.aws.queues import read_depth, redrive_target
+from dispatcher.aws.regional import SendingQueue
+from dispatcher.board import Board, RegionRules
+from dispatcher.clock import Clock
+from dispatcher.errors import AwsError, Cause, DispatcherError, Stage
+from dispatcher.gate import Gate
+from dispatcher.inflight import InFlight
+from dispatcher.lifecycle import Lifecycle, Phase
+from dispatcher.loops.depths import READINGS_PER_TTL, DepthRefresher, QueueGauges
+from dispatcher.loops.intake import Intake
+from dispatcher.loops.pulse import LedgerWatch, Pulse
+from dispatcher.loops.visibility import VisibilityExtender
+from dispatcher.model import Depth, Outcome, Region
+from dispatcher.pipeline import Pipeline, Terms
+from dispatcher.policy.backoff import backoff_s
+from dispatcher.policy.breaker import Breaker
+from dispatcher.settings import Settings
+from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.probes import Probes
+
+log = structlog.get_logger()
+
+POOL = 50  # connections a client: more than its lanes can use at once, so that nothing waits for one
+
+
+class _Loop(Protocol):
+    async def run(self) -> None: ...
+
+
+class _Adapter(AbstractAsyncContextManager[Any], Protocol):
+    def hurry(self) -> None: ...
+
+
+class StartError(DispatcherError):
+    """What the dispatcher needs is not there; the message says what, and what to do."""
+
+
+async def run(settings: Settings) -> None:
+    """Run until a signal drained it. Raises StartError, and anything that a loop did not expect."""
+    await _App(settings).run()
+
+
+class _App:
+    """What lives as long as the process is built here; what needs a client, in `run`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.now = asyncio.get_running_loop().time
+        self.started_at = self.now()
+        self.settings = settings
+        self.home = Region(settings.home_region)
+        self.terms = Terms(settings.visibility_seconds, settings.claim_lease_seconds)
+        self.random = Random()
+        self.clock = Clock()
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(
+            self.registry,
+            home=self.home,
+            regions=settings.regions,
+            policy=settings.routing_policy,
+            version=__version__,
+            revision=os.environ.get("DISPATCHER_REVISION", "unknown"),
+            in_flight_limit=settings.max_in_flight,
+        )
+        self.lifecycle = Lifecycle()
+        self.heartbeats = Heartbeats(self.now)
+        self.in_flight = InFlight(settings.max_in_flight)
+        self.ledger_breaker = Breaker()
+        self.board = Board(
+            {
+                region: RegionRules(rules.weight, settings.threshold(region), rules.models)
+                for region, rules in settings.regions.items()
+            },
+            ttl_s=settings.depth_ttl_seconds,
+            slots=settings.max_in_flight,
+            random=self.random,
+            now=self.now,
+        )
+        self.gate = Gate(self.board, self.ledger_breaker, self.in_flight)
+        self.pulse = Pulse(
+            self.board, self.gate, self.in_flight, self.ledger_breaker, self.lifecycle, self.heartbeats, self.metrics
+        )
+        self.answered: set[str] = set()  # of what readiness asks for
+
+    async def run(self) -> None:
+        settings = self.settings
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self.lifecycle.signals())
+            await self._listen(stack)
+            clients = await stack.enter_async_context(Clients(self.clock, self.metrics))
+
+            # A drain waits for open polls: where it is short, polls must be too, or it would have to cut them off.
+            wait_s = min(settings.poll_wait_seconds, int(settings.drain_timeout_seconds))
+            receiving = await clients.open(
+                "sqs", self.home, pool=settings.pollers + 2, attempts=1, read_timeout_s=wait_s + 10.0
+            )
+            home = await clients.open("sqs", self.home, pool=POOL, attempts=3)
+            table = await clients.open("dynamodb", self.home, pool=POOL, attempts=3)
+            senders = {region: await self._sender(clients, region) for region in settings.regions}
+
+            ledger = Ledger(
+                settings.ledger_table,
+                table,
+                clock=self.clock,
+                metrics=self.metrics,
+                retention_s=settings.ledger_retention_seconds,
+                batching=settings.ledger_batching,
+                learn=self._learn_of_ledger,
+            )
+            dead_letter_url = await self._check(home, ledger)
+            dead_letters = None
+            if dead_letter_url:
+                dead_letters = SendingQueue(dead_letter_url, await self._sender(clients, self.home))
+            master = MasterQueue(
+                settings.master_queue_url, receiving, home, wait_s=wait_s, visibility_s=settings.visibility_seconds
+            )
+            regional = {
+                region: SendingQueue(
+                    rules.queue_url,
+                    senders[region],
+                    admits=partial(self.board.admits, region),
+                    learn=partial(self.board.learn, region),
+                )
+                for region, rules in settings.regions.items()
+            }
+            adapters: list[_Adapter] = [ledger, master, *regional.values(), *([dead_letters] if dead_letters else [])]
+            for adapter in adapters:
+                await stack.enter_async_context(adapter)
+
+            pipeline = Pipeline(
+                ledger=ledger,
+                master=master,
+                regional=regional.__getitem__,
+                dead_letters=dead_letters,
+                board=self.board,
+                terms=self.terms,
+                clock=self.clock,
+                metrics=self.metrics,
+                random=self.random,
+            )
+            intake = Intake(
+                receive=master.receive,
+                pipeline=pipeline,
+                board=self.board,
+                gate=self.gate,
+                in_flight=self.in_flight,
+                lifecycle=self.lifecycle,
+                heartbeats=self.heartbeats,
+                metrics=self.metrics,
+                clock=self.clock,
+                random=self.random,
+                pollers=settings.pollers,
+                poll_limit_s=wait_s + 60.0,
+                drain_s=settings.drain_timeout_seconds,
+            )
+            loops: list[_Loop] = [
+                VisibilityExtender(pipeline, self.in_flight, self.heartbeats, self.metrics),
+                self._depth_refresher(senders),
+                self._queue_gauges(home, senders, dead_letter_url),
+                self.pulse,
+                LedgerWatch(
+                    ledger.ping, self.ledger_breaker, self.in_flight, self.heartbeats, self.metrics, self.random
+                ),
+            ]
+            await self._supervise(intake, loops, adapters)
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        settings = self.settings
+        probes = Probes(self.heartbeats.stuck, self._unready, self._status, self.registry, self.pulse.show)
+        try:
+            port = await stack.enter_async_context(probes.serve(settings.http_host, settings.http_port))
+        except OSError as fault:
+            raise StartError(
+                f"cannot listen on {settings.http_host}:{settings.http_port} ({fault.strerror}); "
+                "set DISPATCHER_HTTP_PORT or DISPATCHER_HTTP_HOST"
+            ) from fault
+        log.info("http.listening", host=settings.http_host, port=port)
+
+    async def _supervise(self, intake: Intake, loops: Sequence[_Loop], adapters: Sequence[_Adapter]) -> None:
+        """Run until drained. A loop that ends, or meets a fault that it did not name, ends the process."""
+        if not self.lifecycle.draining:
+            self.lifecycle.phase = Phase.RUNNING
+        log.info("process.running", version=__version__, regions=list(self.settings.regions))
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(_for_ever(loop), name=type(loop).__name__) for loop in loops]
+            background.append(group.create_task(self._hurry_when_draining(adapters), name="hurry"))
+            await intake.run()
+            for task in background:
+                task.cancel()
+        self.lifecycle.phase = Phase.STOPPED
+        log.info("process.stopped", **self._totals())
+
+    def _depth_refresher(self, senders: Mapping[Region, Caller]) -> DepthRefresher:
+        reads = {
+            region: partial(read_depth, senders[region], rules.queue_url)
+            for region, rules in self.settings.regions.items()
+        }
+        ttl_s = self.settings.depth_ttl_seconds
+        return DepthRefresher(self.board, reads, self.metrics, self.heartbeats, self.clock, self.random, ttl_s)
+
+    def _queue_gauges(self, home: Caller, senders: Mapping[Region, Caller], dead_letter_url: str | None) -> QueueGauges:
+        reads: dict[tuple[str, Region], Callable[[], Awaitable[Depth | None]]] = {
+            ("master", self.home): partial(read_depth, home, self.settings.master_queue_url)
+        }
+        if dead_letter_url:
+            reads["master_dlq", self.home] = partial(read_depth, home, dead_letter_url)
+        for region, rules in self.settings.regions.items():
+            reads["regional_dlq", region] = _DeadLetterDepth(senders[region], rules.queue_url)
+        interval_s = self.settings.depth_ttl_seconds / READINGS_PER_TTL
+        return QueueGauges(reads, self.metrics, self.heartbeats, self.random, interval_s)
+
+    async def _sender(self, clients: Clients, region: Region) -> Caller:
+        timeout_s = self.terms.send_timeout_s
+        return await clients.open(
+            "sqs", region, pool=POOL, attempts=1, read_timeout_s=timeout_s, total_timeout_s=timeout_s
+        )
+
+    async def _hurry_when_draining(self, adapters: Sequence[_Adapter]) -> None:
+        await self.lifecycle.until_draining()
+        for adapter in adapters:
+            adapter.hurry()
+
+    def _learn_of_ledger(self, succeeded: bool) -> None:
+        if succeeded:
+            self.answered.add("ledger")
+            self.ledger_breaker.answered()
+        self.ledger_breaker.record(succeeded, self.now())
+        self.board.notify()
+
+    async def _check(self, home: Caller, ledger: Ledger) -> str | None:
+        """Wait until master queue and ledger answer; return the dead-letter queue's URL. Raises StartError."""
+        settings = self.settings
+
+        async def target() -> str | None:
+            found = await redrive_target(home, settings.master_queue_url)
+            return settings.dead_letter_queue_url or found
+
+        url = await self._first_answer("master queue", "DISPATCHER_MASTER_QUEUE_URL", target)
+        self.answered.add("master queue")
+        await self._first_answer("ledger", "DISPATCHER_LEDGER_TABLE", ledger.ping)
+        if url is None:
+            log.warning(
+                "dead_letter_queue.missing",
+                hint="invalid messages stay in the master; set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy",
+            )
+        return url
+
+    async def _first_answer[T](self, what: str, variable: str, ask: Callable[[], Awaitable[T]]) -> T:
+        attempt = 0
+        while True:
+            try:
+                return await ask()
+            except AwsError as fault:
+                if fault.cause is Cause.MISSING:
+                    raise StartError(f"the {what} does not exist ({fault}); check {variable}") from fault
+                if self.lifecycle.draining:
+                    raise StartError(f"stopped before the {what} answered ({fault})") from fault
+                self.metrics.error(Stage.LEDGER if what == "ledger" else Stage.RECEIVE, fault.cause)
+                log.warning("start.waiting", on=what, fault=str(fault))
+            await asyncio.sleep(backoff_s(attempt, self.random))
+            attempt += 1
+
+    # --- what the endpoints say ---------------------------------------------------------------------------------
+
+    def _unready(self) -> list[str]:
+        reasons = [
+            f"the {what} has not answered yet" for what in ("master queue", "ledger") if what not in self.answered
+        ]
+        if not self.board.any_depth_read():
+            reasons.append("no Region's depth has been read yet")
+        if self.lifecycle.draining:
+            reasons.append("draining")
+        return reasons
+
+    def _status(self) -> Mapping[str, Any]:
+        shares = self.board.shares()
+        regions = {}
+        for region, view in self.board.views().items():
+            regions[region] = {
+                "depth": view.depth.visible if view.depth else None,
+                "in_flight": view.depth.in_flight if view.depth else None,
+                "delayed": view.depth.delayed if view.depth else None,
+                "sent_since_reading": view.sent_since,
+                "threshold": view.threshold,
+                "weight": view.weight,
+                "share": round(shares.get(region, 0.0), 4),
+                "health": view.health,
+                "reading_age_seconds": round(view.age_s, 1) if view.depth else None,
+            }
+        return {
+            "version": __version__,
+            "uptime_seconds": round(self.now() - self.started_at, 1),
+            "state": self.lifecycle.phase,
+            "holding": self.gate.holding(),
+            "policy": self.settings.routing_policy,
+            "regions": regions,
+            "in_flight": len(self.in_flight),
+            "in_flight_limit": self.in_flight.limit,
+            "totals": self._totals(),
+        }
+
+    def _totals(self) -> dict[str, int]:
+        def value(name: str, **labels: str) -> int:
+            return int(self.registry.get_sample_value(f"dispatcher_{name}", labels) or 0)
+
+        return {"received": value("received_total")} | {o.value: value("messages_total", outcome=o) for o in Outcome}
+
+
+class _DeadLetterDepth:
+    """Reads the depth of a queue's own dead-letter queue; None while it has none."""
+
+    def __init__(self, caller: Caller, queue_url: str) -> None:
+        self._caller = caller
+        self._queue_url = queue_url
+        self._target: str | None = None
+
+    async def __call__(self) -> Depth | None:
+        self._target = self._target or await redrive_target(self._caller, self._queue_url)
+        return await read_depth(self._caller, self._target) if self._target else None
+
+
+async def _for_ever(loop: _Loop) -> None:
+    await loop.run()
+    raise RuntimeError(f"{type(loop).__name__} ended, which it never should")

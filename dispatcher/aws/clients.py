@@ -1,0 +1,134 @@
+"""Session and clients; the only module that knows which SDK makes the calls.
+
+One session for the process; one client for each service, Region and purpose, made at the start and closed at the end.
+Everything that decides how a call behaves is said out loud here: timeouts, attempts, pool sizes, keep-alive, Region.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.exceptions import BotoCoreError, ClientError
+
+from dispatcher import __version__
+from dispatcher.aws.faults import classify
+from dispatcher.clock import Clock
+from dispatcher.errors import Cause
+from dispatcher.model import Region
+from dispatcher.telemetry.metrics import ANSWERED, RETRIED, Metrics
+
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 5.0
+
+Service = Literal["sqs", "dynamodb"]
+
+
+class HostCheckingSession(AIOHTTPSession):
+    """aiobotocore before 3.9.0 leaves host names to urllib3, which is not there: any trusted certificate would do."""
+
+    def _get_ssl_context(self) -> ssl.SSLContext:
+        context: ssl.SSLContext = super()._get_ssl_context()  # type: ignore[misc]  # private: the stubs leave it out
+        context.check_hostname = True
+        return context
+
+
+class Caller:
+    """One client. Each call is bounded in time, measured, and fails only with an AwsError."""
+
+    def __init__(
+        self, client: Any, service: Service, region: Region, clock: Clock, metrics: Metrics, timeout_s: float
+    ) -> None:
+        self._client = client
+        self._service = service
+        self.region = region
+        self._clock = clock
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._prepared: set[str] = set()
+
+    def prepare(self, *operations: str) -> None:
+        for operation in operations:
+            self._metrics.prepare_call(self._service, operation, self.region)
+
+    async def __call__(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
+        """Return the answer; raise RefusedError or AmbiguousError. A cancellation leaves the call's end unknown."""
+        started, asked_at = time.perf_counter(), self._clock.local()
+        outcome: str = Cause.AMBIGUOUS
+        metadata: Mapping[str, Any] = {}
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer: Mapping[str, Any] = await getattr(self._client, operation)(**parameters)
+            metadata = answer.get("ResponseMetadata") or {}
+            outcome = ANSWERED
+        except (ClientError, BotoCoreError, TimeoutError, OSError, ValueError, KeyError) as fault:
+            if isinstance(fault, ClientError):
+                metadata = fault.response.get("ResponseMetadata") or {}
+            known = classify(fault)
+            outcome = known.cause
+            raise known from fault
+        finally:
+            self._metrics.observe_call(self._service, operation, self.region, time.perf_counter() - started)
+            series = (self._service, operation, self.region)
+            self._metrics.aws_requests.labels(*series, outcome).inc()
+            self._metrics.aws_requests.labels(*series, RETRIED).inc(metadata.get("RetryAttempts") or 0)
+            self._learn_time(metadata, asked_at)
+        return answer
+
+    def _learn_time(self, metadata: Mapping[str, Any], asked_at: float) -> None:
+        said = (metadata.get("HTTPHeaders") or {}).get("date")
+        if said:
+            try:
+                date = parsedate_to_datetime(said).timestamp()
+            except ValueError:
+                return
+            self._clock.observe(date, asked_at, self._clock.local())
+
+
+class Clients:
+    """Makes Callers; leaving the context closes them all. End every task that calls before that."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._session = aioboto3.Session()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "Clients":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def open(
+        self,
+        service: Service,
+        region: Region,
+        *,
+        pool: int,
+        attempts: int,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        total_timeout_s: float | None = None,
+    ) -> Caller:
+        """Return a client of `service` in `region`.
+
+        `attempts` counts the SDK's tries, the first included: 1 where a repeated call could do harm (a receive, whose
+        lost messages wait for a visibility timeout; a send, which would go twice).
+        """
+        config = AioConfig(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=read_timeout_s,
+            max_pool_connections=pool,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            user_agent_extra=f"regional-dispatcher/{__version__}",
+            http_session_cls=HostCheckingSession,  # merging configs would drop it: AioConfig.merge of 2.25.1
+        )
+        client = await self._stack.enter_async_context(self._session.client(service, region_name=region, config=config))
+        total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
+        return Caller(client, service, region, self._clock, self._metrics, total)

@@ -1,0 +1,382 @@
+"""The ledger: one DynamoDB item per request, and the conditional writes that move it from state to state.
+
+    new ──claim──▶ claimed ──confirm──▶ dispatched
+                    │  ▲
+            release │  │ take over: also once its lease is over
+                    ▼  │
+                  released
+
+Every write but the first names the token of the claim that it changes: who lost a claim can do nothing to it.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+from dispatcher.aws.clients import Caller
+from dispatcher.aws.faults import cause_of
+from dispatcher.clock import Clock
+from dispatcher.errors import AmbiguousError, AwsError, Cause, LeaseLostError, RefusedError
+from dispatcher.lanes.batch import BatchLimits
+from dispatcher.lanes.lane import Lane
+from dispatcher.model import ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from dispatcher.policy.claims import Record, State, judge
+from dispatcher.telemetry.metrics import Metrics
+
+STATEMENTS_MAX = 25  # DynamoDB: statements a batch (BatchExecuteStatement reference)
+CLAIM_LINGER_S = 0.01
+CONFIRM_LINGER_S = 0.005  # the window in which a crash may duplicate ends with the confirmation: it lingers least
+
+_REFUSED_CODES = {
+    "ConditionalCheckFailed",
+    "ConditionalCheckFailedException",
+    "DuplicateItem",
+    "DuplicateItemException",
+}
+_PROBE_KEY = "\x00probe"  # no request has it: ids are printable
+
+
+class Ledger:
+    """Use as a context: its lanes run inside.
+
+    `retention_s`: how long an item is remembered after its last write. `learn` hears whether each call was answered:
+    the breaker's food.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        caller: Caller,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        retention_s: float,
+        batching: bool,
+        learn: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._table = table
+        self._caller = caller
+        self._clock = clock
+        self._metrics = metrics
+        self._retention_s = retention_s
+        self._learn = learn
+        limits = BatchLimits(items=STATEMENTS_MAX)
+        self._claims = Lane[ClaimRequest, ClaimAnswer](
+            self._claim_batch if batching else self._claim_each,
+            limits=limits,
+            linger_s=CLAIM_LINGER_S if batching else 0.0,
+            flushes_max=4,
+            key_of=lambda request: request.message.request_id,
+        )
+        self._confirms = Lane[tuple[Claimed, str], None](
+            self._confirm_batch if batching else self._confirm_each,
+            limits=limits,
+            linger_s=CONFIRM_LINGER_S if batching else 0.0,
+            flushes_max=4,
+            key_of=lambda confirmation: confirmation[0].request_id,
+        )
+        self._stack = AsyncExitStack()
+        caller.prepare("put_item", "update_item", "get_item", "batch_execute_statement", "batch_get_item")
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._claims)
+        await self._stack.enter_async_context(self._confirms)
+        return self
+
+    async def __aexit__(self, *reason: Any) -> None:
+        await self._stack.__aexit__(*reason)
+
+    def hurry(self) -> None:
+        self._claims.hurry()
+        self._confirms.hurry()
+
+    # --- transitions -------------------------------------------------------------------------------------------
+
+    async def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """new → claimed, on condition that the ledger has no such item; refused, say what the old item means.
+
+        Safe to repeat: our own claim is recognised by its token. Raises AwsError.
+        """
+        return await self._claims.submit(request)
+
+    async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
+        """Replace what is over by our claim, on condition that it is still exactly that: same token, state and lease.
+
+        A claim renewed or taken by someone else in between differs in one of them. None: it does; claim again.
+        """
+        try:
+            await self._write(
+                "put_item",
+                Item=self._item(request),
+                ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
+                ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
+                ExpressionAttributeValues={
+                    ":token": {"S": old.token},
+                    ":state": {"S": old.state},
+                    ":lease": {"N": old.lease_end},
+                },
+            )
+        except _ConditionError:
+            return None
+        self._metrics.claims.labels("taken_over").inc()
+        return _claimed(request)
+
+    async def confirm(self, claim: Claimed, sqs_message_id: str) -> None:
+        """claimed → dispatched, on condition of our token alone.
+
+        A lapsed lease does not matter while nobody took over, and a repeat after a lost answer changes nothing.
+        Raises LeaseLostError if the claim is another's, AwsError.
+        """
+        await self._confirms.submit((claim, sqs_message_id))
+
+    async def retarget(self, claim: Claimed, region: Region) -> Claimed:
+        """claimed for A → claimed for B, fenced, before B is tried: a takeover must know where a copy may be."""
+        await self._update(claim, "#region = :region", {":region": {"S": region}}, {"#region": "region"})
+        return Claimed(claim.request_id, claim.token, region, claim.lease_end)
+
+    async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
+        """Move the lease's end (epoch seconds). The visibility must already reach past it."""
+        await self._update(claim, "#lease = :lease", {":lease": {"N": _number(lease_end)}}, {"#lease": "lease_end"})
+        return Claimed(claim.request_id, claim.token, claim.region, lease_end)
+
+    async def release(self, claim: Claimed, *, rejected: bool = False) -> None:
+        """claimed → released (or rejected): lease 0, no Region. Only when certainly no Region has it."""
+        state = State.REJECTED if rejected else State.RELEASED
+        await self._update(
+            claim,
+            "#state = :to, #lease = :zero REMOVE #region",
+            {":to": {"S": state}, ":zero": {"N": "0"}},
+            {"#lease": "lease_end", "#region": "region"},
+        )
+
+    async def ping(self) -> None:
+        """Return if the table answers reads; raise AwsError."""
+        await self._caller("get_item", TableName=self._table, Key={"request_id": {"S": _PROBE_KEY}})
+        self._learn(True)
+
+    async def read(self, request_id: str) -> dict[str, str] | None:
+        """Return the item of a request as text, None if the ledger has none (or has forgotten it)."""
+        answer = await self._caller(
+            "get_item", TableName=self._table, Key={"request_id": {"S": request_id}}, ConsistentRead=True
+        )
+        item = answer.get("Item")
+        return {name: next(iter(value.values())) for name, value in item.items()} if item else None
+
+    # --- claims ------------------------------------------------------------------------------------------------
+
+    async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[ClaimAnswer | Exception]:
+        statements = [_insert(self._table, self._item(request)) for request in requests]
+        outcomes = await self._statements(statements)
+        refused = [r for r, outcome in zip(requests, outcomes, strict=True) if isinstance(outcome, _ConditionError)]
+        try:
+            old = await self._read_refused(refused) if refused else {}
+        except AwsError as fault:
+            old, outcomes = {}, [fault if isinstance(o, _ConditionError) else o for o in outcomes]
+        answers: list[ClaimAnswer | Exception] = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, _ConditionError):
+                answers.append(self._judged(request, old.get(request.message.request_id)))
+            else:
+                answers.append(self._counted(outcome, request))
+        return answers
+
+    async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[ClaimAnswer | Exception]:
+        async def one(request: ClaimRequest) -> ClaimAnswer | Exception:
+            try:
+                await self._write(
+                    "put_item", Item=self._item(request), ConditionExpression="attribute_not_exists(request_id)"
+                )
+            except _ConditionError as refusal:
+                return self._judged(request, refusal.item)
+            except AwsError as fault:
+                return self._counted(fault, request)
+            return self._counted(None, request)
+
+        return await asyncio.gather(*map(one, requests))
+
+    def _judged(self, request: ClaimRequest, item: Mapping[str, Any] | None) -> ClaimAnswer | Exception:
+        if not item:  # it vanished between the refusal and the read; the caller's next try inserts again
+            return self._counted(RefusedError(Cause.REFUSED, "the refusing item vanished"), request)
+        answer = judge(_record(item), request, self._clock.now())
+        match answer:
+            case Claimed():
+                self._metrics.claims.labels("own").inc()
+            case Duplicate():
+                self._metrics.claims.labels("duplicate").inc()
+            case Held():
+                self._metrics.claims.labels("held").inc()
+            case DifferentWork() | Lapsed():
+                pass  # the one is a reject; the other is counted when it is taken over
+        return answer
+
+    def _counted(self, outcome: Exception | None, request: ClaimRequest) -> ClaimAnswer | Exception:
+        self._metrics.claims.labels("error" if outcome else "claimed").inc()
+        return outcome or _claimed(request)
+
+    async def _read_refused(self, requests: Sequence[ClaimRequest]) -> dict[str, Mapping[str, Any]]:
+        """Read the items that refused (distinct keys: the lane sees to it). One left out counts as vanished."""
+        keys = [{"request_id": {"S": request.message.request_id}} for request in requests]
+        answer = await self._caller(
+            "batch_get_item", RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
+        )
+        items = (answer.get("Responses") or {}).get(self._table) or []
+        return {item["request_id"]["S"]: item for item in items}
+
+    def _item(self, request: ClaimRequest) -> dict[str, dict[str, str]]:
+        now = self._clock.now()
+        return {
+            "request_id": {"S": request.message.request_id},
+            "state": {"S": State.CLAIMED},
+            "owner": {"S": request.token},
+            "lease_end": {"N": _number(request.lease_end)},
+            "region": {"S": request.region},
+            "work": {"S": request.message.work},
+            "generation": {"N": str(request.message.generation)},
+            "source_message_id": {"S": request.source_message_id},
+            "claimed_at": {"N": _number(now)},
+            "expires_at": {"N": str(int(now + self._retention_s))},
+        }
+
+    # --- confirmations -----------------------------------------------------------------------------------------
+
+    def _confirmation(self, sqs_message_id: str) -> dict[str, dict[str, str]]:
+        now = self._clock.now()
+        return {
+            "state": {"S": State.DISPATCHED},
+            "lease_end": {"N": "0"},
+            "sqs_message_id": {"S": sqs_message_id or "-"},
+            "dispatched_at": {"N": _number(now)},
+            "expires_at": {"N": str(int(now + self._retention_s))},
+        }
+
+    async def _confirm_batch(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
+        statements = []
+        for claim, sqs_message_id in confirmations:
+            changes = self._confirmation(sqs_message_id)
+            sets = " ".join(f'SET "{name}" = ?' for name in changes)
+            statements.append(
+                {
+                    "Statement": f'UPDATE "{self._table}" {sets} WHERE "request_id" = ? AND "owner" = ?',
+                    "Parameters": [*changes.values(), {"S": claim.request_id}, {"S": claim.token}],
+                }
+            )
+        outcomes = await self._statements(statements)
+        return [LeaseLostError("confirm") if isinstance(o, _ConditionError) else o for o in outcomes]
+
+    async def _confirm_each(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
+        async def one(claim: Claimed, sqs_message_id: str) -> Exception | None:
+            changes = self._confirmation(sqs_message_id)
+            sets = ", ".join(f"#{name} = :{name}" for name in changes)
+            try:
+                await self._write(
+                    "update_item",
+                    Key={"request_id": {"S": claim.request_id}},
+                    UpdateExpression=f"SET {sets}",
+                    ConditionExpression="#owner = :owner",
+                    ExpressionAttributeNames={"#owner": "owner"} | {f"#{name}": name for name in changes},
+                    ExpressionAttributeValues={":owner": {"S": claim.token}} | {f":{n}": v for n, v in changes.items()},
+                )
+            except _ConditionError:
+                return LeaseLostError("confirm")
+            except AwsError as fault:
+                return fault
+            return None
+
+        return await asyncio.gather(*(one(*confirmation) for confirmation in confirmations))
+
+    # --- calls -------------------------------------------------------------------------------------------------
+
+    async def _update(self, claim: Claimed, sets: str, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        """Change our claim: our token, and not yet dispatched. A repeat after a lost answer changes nothing."""
+        try:
+            await self._write(
+                "update_item",
+                Key={"request_id": {"S": claim.request_id}},
+                UpdateExpression=f"SET {sets}",
+                ConditionExpression="#owner = :owner AND #state <> :dispatched",
+                ExpressionAttributeNames={"#owner": "owner", "#state": "state", **names},
+                ExpressionAttributeValues={
+                    ":owner": {"S": claim.token},
+                    ":dispatched": {"S": State.DISPATCHED},
+                    **values,
+                },
+            )
+        except _ConditionError as refusal:
+            raise LeaseLostError("the claim is another's") from refusal
+
+    async def _write(self, operation: str, **parameters: Any) -> None:
+        """One conditional write. Raises _ConditionError with the item that refused it, AwsError."""
+        try:
+            await self._caller(
+                operation, TableName=self._table, ReturnValuesOnConditionCheckFailure="ALL_OLD", **parameters
+            )
+        except AwsError as fault:
+            refused = fault.code in _REFUSED_CODES
+            self._learn(refused)
+            if refused:
+                raise _ConditionError(fault.answer.get("Item")) from fault
+            raise
+        self._learn(True)
+
+    async def _statements(self, statements: Sequence[Mapping[str, Any]]) -> list[Exception | None]:
+        """Run a batch; one outcome per statement: None, _ConditionError, or AwsError."""
+        try:
+            answer = await self._caller("batch_execute_statement", Statements=statements)
+        except AwsError as fault:
+            self._learn(False)
+            return [fault] * len(statements)
+        responses = answer.get("Responses") or []
+        outcomes: list[Exception | None] = [_member_outcome(response) for response in responses[: len(statements)]]
+        outcomes += [AmbiguousError("the answer lacks this statement")] * (len(statements) - len(outcomes))
+        self._learn(not all(isinstance(outcome, AwsError) for outcome in outcomes))
+        return outcomes
+
+
+class _ConditionError(Exception):
+    """The write's condition did not hold. `item`: what stood there, if the call says so."""
+
+    def __init__(self, item: Mapping[str, Any] | None = None) -> None:
+        super().__init__("condition not met")
+        self.item = item
+
+
+def _member_outcome(response: Mapping[str, Any]) -> Exception | None:
+    error = response.get("Error")
+    if not error:
+        return None
+    code = str(error.get("Code") or "")
+    if code in _REFUSED_CODES:
+        return _ConditionError()
+    # members are never retried by the SDK; the caller tries again, and recognises its own write if this one was done
+    return RefusedError(cause_of(code) or Cause.REFUSED, f"{code}: {error.get('Message') or ''}", code)
+
+
+def _insert(table: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ", ".join(f"'{name}': ?" for name in item)
+    return {"Statement": f'INSERT INTO "{table}" VALUE {{{fields}}}', "Parameters": list(item.values())}
+
+
+def _claimed(request: ClaimRequest) -> Claimed:
+    return Claimed(request.message.request_id, request.token, request.region, request.lease_end)
+
+
+def _record(item: Mapping[str, Any]) -> Record:
+    def text(name: str, kind: str, otherwise: str) -> str:
+        return str((item.get(name) or {}).get(kind, otherwise))
+
+    region = text("region", "S", "")
+    return Record(
+        request_id=text("request_id", "S", ""),
+        state=text("state", "S", ""),
+        token=text("owner", "S", ""),
+        lease_end=text("lease_end", "N", "0"),
+        region=Region(region) if region else None,
+        work=text("work", "S", ""),
+        generation=int(float(text("generation", "N", "0"))),
+        expires_at=float(text("expires_at", "N", "0")),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"

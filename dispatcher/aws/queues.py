@@ -1,0 +1,39 @@
+"""What any queue can be asked about itself."""
+
+import json
+from collections.abc import Mapping
+
+from dispatcher.aws.clients import Caller
+from dispatcher.errors import Cause, RefusedError
+from dispatcher.model import Depth
+
+ENTRIES_MAX = 10  # SQS: entries a batch (SendMessageBatch reference)
+
+_DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
+
+
+async def read_depth(call: Caller, url: str) -> Depth:
+    """Return one reading of a queue. An answer without the counts is an error, never a zero."""
+    counts = await read_attributes(call, url, _DEPTHS)
+    try:
+        visible, in_flight, delayed = (int(counts[name]) for name in _DEPTHS)
+    except (KeyError, ValueError) as fault:
+        raise RefusedError(Cause.REFUSED, f"depth answered without its counts: {fault}") from fault
+    return Depth(visible, in_flight, delayed)
+
+
+async def redrive_target(call: Caller, url: str) -> str | None:
+    """Return the URL of the dead-letter queue that the queue's RedrivePolicy names; None without one."""
+    attributes = await read_attributes(call, url, ["RedrivePolicy"])
+    arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")
+    if not arn:
+        return None
+    account, name = arn.split(":")[4:6]
+    answer = await call("get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account)
+    return str(answer["QueueUrl"])
+
+
+async def read_attributes(call: Caller, url: str, names: list[str]) -> Mapping[str, str]:
+    """Return those of the queue's attributes that it has; SQS gives all of them as text."""
+    answer = await call("get_queue_attributes", QueueUrl=url, AttributeNames=names)
+    return answer.get("Attributes") or {}

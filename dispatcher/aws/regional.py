@@ -1,0 +1,110 @@
+"""A queue that messages are sent to: a regional queue, or the dead-letter queue."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from dispatcher.aws.clients import Caller
+from dispatcher.aws.faults import answers_by_entry
+from dispatcher.aws.queues import ENTRIES_MAX
+from dispatcher.errors import AwsError, Cause, HeldOffError, LeaseTooShortError
+from dispatcher.lanes.batch import BatchLimits
+from dispatcher.lanes.lane import Lane
+from dispatcher.model import Attribute, Outgoing
+from dispatcher.policy.envelope import BYTES_MAX, size_of
+
+SEND_LINGER_S = 0.02
+_TOO_LONG = "BatchRequestTooLong"
+
+
+class SendingQueue:
+    """Use as a context: its lane runs inside."""
+
+    def __init__(
+        self,
+        url: str,
+        caller: Caller,
+        *,
+        admits: Callable[[], bool] = lambda: True,
+        learn: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """The breaker: `admits` is asked before each call, `learn` hears whether the queue worked."""
+        self.url = url
+        self._call = caller
+        self._admits = admits
+        self._learn = learn
+        self._sends = Lane(
+            self._send,
+            limits=BatchLimits(items=ENTRIES_MAX, size=BYTES_MAX),
+            linger_s=SEND_LINGER_S,
+            flushes_max=8,
+            size_of=lambda out: size_of(out.body, out.attributes),
+        )
+        caller.prepare("send_message_batch")
+
+    async def __aenter__(self) -> Self:
+        await self._sends.__aenter__()
+        return self
+
+    async def __aexit__(self, *reason: Any) -> None:
+        await self._sends.__aexit__(*reason)
+
+    def hurry(self) -> None:
+        self._sends.hurry()
+
+    async def send(self, out: Outgoing) -> str:
+        """Return the SQS message id of the accepted message.
+
+        Raises LeaseTooShortError, HeldOffError, RefusedError (nothing was sent; Cause.INVALID: this message cannot
+        be accepted), AmbiguousError (it may have been).
+        """
+        return await self._sends.submit(out)
+
+    async def _send(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        if not self._admits():
+            return [HeldOffError("the breaker is open")] * len(batch)
+        answers: dict[int, str | Exception] = {}
+        for i, out in enumerate(batch):
+            try:
+                out.departs()
+            except LeaseTooShortError as late:
+                answers[i] = late
+        going = [i for i in range(len(batch)) if i not in answers]
+        if going:
+            answers |= zip(going, await self._send_now([batch[i] for i in going]), strict=True)
+        else:
+            self._learn(True)  # the call that the breaker admitted is over; the queue did nothing wrong
+        return [answers[i] for i in range(len(batch))]
+
+    async def _send_now(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        try:
+            answer = await self._call(
+                "send_message_batch",
+                QueueUrl=self.url,
+                Entries=[_entry(i, out) for i, out in enumerate(batch)],
+            )
+        except AwsError as fault:
+            if fault.code.endswith(_TOO_LONG) and len(batch) > 1:  # this queue takes less at once; nothing was sent
+                half = len(batch) // 2
+                return [*await self._send_now(batch[:half]), *await self._send_now(batch[half:])]
+            self._learn(False)
+            return [fault] * len(batch)
+        answers: list[str | Exception] = answers_by_entry(
+            answer, len(batch), lambda entry: str(entry.get("MessageId") or "")
+        )
+        # a queue that turns down messages for their contents works well
+        self._learn(any(not isinstance(a, AwsError) or a.cause is Cause.INVALID for a in answers))
+        return answers
+
+
+def _entry(index: int, out: Outgoing) -> dict[str, Any]:
+    entry: dict[str, Any] = {"Id": str(index), "MessageBody": out.body}
+    if out.attributes:
+        entry["MessageAttributes"] = {name: _attribute(value) for name, value in out.attributes.items()}
+    if out.trace_header:
+        entry["MessageSystemAttributes"] = {"AWSTraceHeader": {"DataType": "String", "StringValue": out.trace_header}}
+    return entry
+
+
+def _attribute(attribute: Attribute) -> dict[str, Any]:
+    field = "BinaryValue" if isinstance(attribute.value, bytes) else "StringValue"
+    return {"DataType": attribute.data_type, field: attribute.value}

@@ -1,0 +1,74 @@
+"""The deliveries that this process holds: how far each has come, how long it is ours, how many slots are free."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from dispatcher.model import Claimed, Delivery, Region
+
+
+class Step(IntEnum):
+    """How far a delivery has come; it decides what becomes of it when there is no more time."""
+
+    RECEIVED = 0  # nothing of it is anywhere else
+    CLAIMING = 1  # the ledger may know it as ours; certainly no Region has it
+    SENDING = 2  # a send has started and was not definitely refused: a Region may have it
+    ACCEPTED = 3  # a Region has it
+    ENDED = 4
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One delivery in flight. Times are loop time, in seconds."""
+
+    delivery: Delivery
+    received_at: float
+    visible_until: float  # until then SQS hides the message from others
+    step: Step = Step.RECEIVED
+    claim: Claimed | None = None
+    region: Region | None = None  # where a place is booked for it
+    parked: bool = False  # waits for a Region
+    lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
+
+
+class InFlight:
+    """`limit` bounds the deliveries held and those that open polls may still bring, together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._flights: set[Flight] = set()
+        self.asked = 0  # slots kept for what open polls may bring
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights))
+
+    @property
+    def free(self) -> int:
+        return self.limit - len(self._flights) - self.asked
+
+    @property
+    def parked(self) -> int:
+        return sum(flight.parked for flight in self._flights)
+
+    @property
+    def unrouted(self) -> int:
+        """Deliveries, here or on their way here, that have no Region yet."""
+        return self.asked + sum(flight.region is None and flight.step < Step.SENDING for flight in self._flights)
+
+    def ask(self, count: int) -> None:
+        """Keep `count` slots for a poll; give all of them back with `answered` when it ends, however it ends."""
+        self.asked += count
+
+    def answered(self, count: int) -> None:
+        self.asked -= count
+
+    def add(self, flight: Flight) -> None:
+        self._flights.add(flight)
+
+    def remove(self, flight: Flight) -> None:
+        self._flights.discard(flight)

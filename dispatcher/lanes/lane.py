@@ -1,0 +1,152 @@
+"""A lane gathers single calls into batched ones and hands each caller its own answer.
+
+It promises that every `submit` ends: with its result, its own error, or its caller's cancellation. It does not know
+what it carries.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from dispatcher.errors import AmbiguousError
+from dispatcher.lanes.batch import BatchLimits, pack
+
+
+class LaneClosedError(Exception):
+    """Submitted to a lane that has ended; nothing was done."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry[ItemT, ResultT]:
+    item: ItemT
+    size: int
+    departs_by: float  # loop time
+    answer: asyncio.Future[ResultT]
+
+
+class Lane[ItemT, ResultT]:
+    """Batches depart when full by items or bytes, or `linger_s` after their first item, and at once while hurried.
+
+    At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
+    result or an exception for each item, in order. When it raises, each of its items gets that error; for an item it
+    left unanswered, the error is AmbiguousError. Leaving the context lets everything submitted end.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]],
+        *,
+        limits: BatchLimits,
+        linger_s: float,
+        flushes_max: int,
+        size_of: Callable[[ItemT], int] = lambda _: 0,
+        key_of: Callable[[ItemT], Hashable] | None = None,
+    ) -> None:
+        self._flush = flush
+        self._limits = limits
+        self._linger_s = linger_s
+        self._flushes_max = flushes_max
+        self._size_of = size_of
+        self._key_of = key_of
+        self._waiting: list[_Entry[ItemT, ResultT]] = []
+        self._waiting_size = 0
+        self._flying = 0
+        self._hurried = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = asyncio.TaskGroup()
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        self.hurry()
+        try:
+            await self._tasks.__aexit__(kind, fault, trace)
+        finally:  # after a fault or a cancellation something may be left; its callers must not wait for ever
+            for entry in self._waiting:
+                if not entry.answer.done():
+                    entry.answer.set_exception(LaneClosedError("the lane ended before this item departed"))
+            self._waiting.clear()
+
+    async def submit(self, item: ItemT) -> ResultT:
+        """Return the item's own result or raise its own error.
+
+        A cancellation before departure withdraws the item; after it, the answer is lost but its batch-mates are not.
+        """
+        if not self._open:
+            raise LaneClosedError("the lane is closed")
+        loop = asyncio.get_running_loop()
+        entry = _Entry[ItemT, ResultT](item, self._size_of(item), loop.time() + self._linger_s, loop.create_future())
+        self._waiting.append(entry)
+        self._waiting_size += entry.size
+        self._depart()
+        try:
+            return await entry.answer
+        finally:
+            if entry.answer.cancelled() and entry in self._waiting:
+                self._waiting.remove(entry)
+                self._waiting_size -= entry.size
+
+    def hurry(self) -> None:
+        """From now on nothing waits for company: while draining there is none to come."""
+        self._hurried = True
+        self._linger_s = 0.0
+        self._depart()
+
+    def _depart(self) -> None:
+        """Start every flush that is due, and set the timer for the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = asyncio.get_running_loop()
+        while self._waiting and self._flying < self._flushes_max:
+            full = len(self._waiting) >= self._limits.items or (
+                self._limits.size is not None and self._waiting_size >= self._limits.size
+            )
+            due = self._waiting[0].departs_by
+            if not (full or self._hurried or due <= loop.time()):
+                self._timer = loop.call_at(due, self._depart)
+                return
+            batch, self._waiting = pack(
+                self._waiting,
+                self._limits,
+                size_of=lambda entry: entry.size,
+                key_of=self._key_of_entry if self._key_of else None,
+            )
+            self._waiting_size = sum(entry.size for entry in self._waiting)
+            self._flying += 1
+            self._tasks.create_task(self._fly(batch))
+
+    def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
+        return self._key_of(entry.item) if self._key_of else entry
+
+    async def _fly(self, batch: list[_Entry[ItemT, ResultT]]) -> None:
+        results: Sequence[ResultT | Exception]
+        try:
+            results = await self._flush([entry.item for entry in batch])
+        except Exception as fault:
+            results = [fault] * len(batch)
+        except BaseException:
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_exception(AmbiguousError("the call was cut off"))
+            raise
+        finally:
+            self._flying -= 1
+        missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
+        for entry, result in zip(batch, [*results, *missing], strict=False):
+            if entry.answer.done():
+                continue  # its caller has gone
+            if isinstance(result, Exception):
+                entry.answer.set_exception(result)
+            else:
+                entry.answer.set_result(result)
+        self._depart()

@@ -1,0 +1,92 @@
+"""Once a second: is the event loop late, what do the gauges say, and does the ledger answer again?"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+
+from dispatcher.board import Board
+from dispatcher.errors import AwsError, Stage
+from dispatcher.gate import Gate
+from dispatcher.inflight import InFlight, Step
+from dispatcher.lifecycle import Lifecycle
+from dispatcher.policy.backoff import backoff_s
+from dispatcher.policy.breaker import Breaker, BreakerState
+from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+BEAT_S = 1.0
+STUCK_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    board: Board
+    gate: Gate
+    in_flight: InFlight
+    ledger_breaker: Breaker
+    lifecycle: Lifecycle
+    heartbeats: Heartbeats
+    metrics: Metrics
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        loop = asyncio.get_running_loop()
+        self.heartbeats.expect("pulse", STUCK_S)
+        was_holding: str | None = None
+        while True:
+            self.heartbeats.beat("pulse")
+            self.show()
+            holding = self.gate.holding()
+            if holding != was_holding:
+                log.info("intake.holding" if holding else "intake.receiving", reason=holding)
+                was_holding = holding
+            due = loop.time() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self.metrics.loop_lag.set(max(0.0, loop.time() - due))
+
+    def show(self) -> None:
+        """Bring the gauges up to date."""
+        shares = self.board.shares()
+        for region, view in self.board.views().items():
+            self.metrics.eligible.labels(region).set(region in shares)
+            self.metrics.share.labels(region).set(shares.get(region, 0.0))
+            self.metrics.breaker_open.labels(region).set(view.breaker is BreakerState.OPEN)
+        self.metrics.breaker_open.labels("ledger").set(self.ledger_breaker.state is BreakerState.OPEN)
+        self.metrics.in_flight.set(len(self.in_flight))
+        self.metrics.draining.set(self.lifecycle.draining)
+        self.metrics.holding.set(self.gate.holding() is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWatch:
+    """Asks the ledger whether it is back, when no delivery in hand is asking already."""
+
+    ping: Callable[[], Awaitable[None]]
+    breaker: Breaker
+    in_flight: InFlight
+    heartbeats: Heartbeats
+    metrics: Metrics
+    random: Random
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        self.heartbeats.expect("ledger", STUCK_S)
+        failures = 0
+        while True:
+            self.heartbeats.beat("ledger")
+            asking = any(flight.step is Step.CLAIMING for flight in self.in_flight)
+            if self.breaker.state is BreakerState.CLOSED or asking:
+                failures = 0
+                await asyncio.sleep(BEAT_S)
+                continue
+            try:
+                await self.ping()
+            except AwsError as fault:
+                self.metrics.error(Stage.LEDGER, fault.cause)
+                failures += 1
+            await asyncio.sleep(backoff_s(failures, self.random, first_s=1.0))

@@ -1,0 +1,43 @@
+"""Extends the visibility of every delivery in flight, also while draining, so that none goes to another dispatcher."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from dispatcher.errors import AwsError, Stage
+from dispatcher.inflight import Flight, InFlight, Step
+from dispatcher.pipeline import Pipeline
+from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+STUCK_S = 60.0
+NAME = "visibility"
+
+
+@dataclass(frozen=True, slots=True)
+class VisibilityExtender:
+    pipeline: Pipeline
+    in_flight: InFlight
+    heartbeats: Heartbeats
+    metrics: Metrics
+
+    async def run(self) -> None:
+        """Run until cancelled. One round at a time: the lane bounds the calls, and a failed one is due again."""
+        visibility_s = self.pipeline.terms.visibility_s
+        self.heartbeats.expect(NAME, STUCK_S)
+        while True:
+            self.heartbeats.beat(NAME)
+            soon = asyncio.get_running_loop().time() + visibility_s / 2
+            due = [f for f in self.in_flight if f.visible_until < soon and not f.lost and f.step is not Step.ENDED]
+            await asyncio.gather(*map(self._extend, sorted(due, key=lambda flight: flight.visible_until)))
+            await asyncio.sleep(min(1.0, visibility_s / 20))
+
+    async def _extend(self, flight: Flight) -> None:
+        try:
+            await self.pipeline.extend(flight)
+        except AwsError as fault:
+            self.metrics.error(Stage.EXTEND, fault.cause)
+            log.warning("visibility.not_extended", message_id=flight.delivery.message_id, fault=str(fault))

@@ -1,0 +1,133 @@
+"""Frozen values that travel on the path. Knows nothing of AWS, of time or of the event loop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+Region = NewType("Region", str)
+
+
+class Priority(StrEnum):
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Outcome(StrEnum):
+    """How a delivery ended; each ends in exactly one."""
+
+    DISPATCHED = "dispatched"  # a Region accepted it
+    DUPLICATE = "duplicate"  # an earlier delivery of the request was dispatched
+    REJECTED = "rejected"  # in the dead-letter queue, with the reason
+    HELD = "held"  # another live claim has it
+    RELEASED = "released"  # handed back on purpose
+    FAILED = "failed"  # left to lapse after a fault
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One SQS message attribute. `data_type` is `String`, `Number` or `Binary`, with the sender's own suffix if any."""
+
+    data_type: str
+    value: str | bytes
+
+    @property
+    def bytes_on_the_wire(self) -> int:
+        value = self.value if isinstance(self.value, bytes) else self.value.encode()
+        return len(self.data_type.encode()) + len(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One receive of a message from the master queue."""
+
+    message_id: str
+    receipt_handle: str
+    body: str
+    attributes: Mapping[str, Attribute]
+    trace_header: str | None
+    sent_at: float  # epoch seconds on SQS's clock: when the client sent it
+    receives: int  # this one included
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the dispatcher needs to know of a request; the body itself is forwarded byte for byte."""
+
+    request_id: str
+    model_name: str
+    priority: Priority
+    work: str  # digest of what is asked for: the same id with other work is a client's mistake
+    generation: int  # higher than the ledger's means: dispatch it again, on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way to a queue; the body goes byte for byte."""
+
+    body: str
+    attributes: Mapping[str, Attribute]
+    trace_header: str | None
+    departs: Callable[[], None]
+    """Called right before the call: from here on the send may have happened. Raises LeaseTooShortError to stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """One reading of a queue, in messages (SQS's counts are approximate)."""
+
+    visible: int
+    in_flight: int
+    delayed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What one delivery asks of the ledger. `token` is unique per delivery and proves whose a claim is."""
+
+    message: Message
+    token: str
+    region: Region  # where the send will go; in the ledger before the send starts
+    lease_end: float  # epoch seconds
+    source_message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The claim is ours until `lease_end` (epoch seconds)."""
+
+    request_id: str
+    token: str
+    region: Region
+    lease_end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The request was dispatched before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A live claim of another delivery has it until `until` (epoch seconds)."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentWork:
+    """The id is in the ledger with other work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lapsed:
+    """What the ledger holds is over and may be replaced, as long as it is still exactly this."""
+
+    state: str
+    token: str
+    lease_end: str  # as the ledger spells it: the condition compares it exactly
+    region: Region | None  # where a copy may already be; None when there is certainly none
+
+
+ClaimAnswer = Claimed | Duplicate | Held | DifferentWork | Lapsed

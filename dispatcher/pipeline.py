@@ -1,0 +1,425 @@
+"""The path of one message: decode → route → claim → send → confirm → acknowledge.
+
+The order of the lines in `carry` is the guarantee, and the only place it is written. Any await may join a batch; no
+line here needs to know. AWS's faults are met where they happen, by trying again while the delivery stays ours; what
+ends a delivery early is an exception with a name.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from random import Random
+from typing import Protocol
+from uuid import uuid4
+
+import structlog
+
+from dispatcher.board import Board
+from dispatcher.clock import Clock
+from dispatcher.errors import (
+    AmbiguousError,
+    AwsError,
+    Cause,
+    HeldOffError,
+    LeaseLostError,
+    LeaseTooShortError,
+    PoisonError,
+    RefusedError,
+    Stage,
+)
+from dispatcher.inflight import Flight, Step
+from dispatcher.model import (
+    Attribute,
+    ClaimAnswer,
+    Claimed,
+    ClaimRequest,
+    Delivery,
+    DifferentWork,
+    Duplicate,
+    Held,
+    Lapsed,
+    Message,
+    Outcome,
+    Outgoing,
+    Region,
+)
+from dispatcher.policy.backoff import backoff_s
+from dispatcher.policy.decode import decode
+from dispatcher.policy.envelope import forwarded, rejected
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+LOST_ANSWERS_MAX = 3
+"""Sends of one delivery whose answers were lost. Each may have gone through; more would buy copies, not certainty."""
+RECEIVE_MAX_S = 43200
+"""SQS: the longest that one receive can keep a message, extensions included (ChangeMessageVisibility reference)."""
+SECOND_LOOK_S = 1.0
+"""A twin's claim is usually confirmed within a moment: look once more before one of its three receives is spent."""
+
+
+class Ledger(Protocol):
+    async def claim(self, request: ClaimRequest) -> ClaimAnswer: ...
+    async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None: ...
+    async def confirm(self, claim: Claimed, sqs_message_id: str) -> None: ...
+    async def retarget(self, claim: Claimed, region: Region) -> Claimed: ...
+    async def renew(self, claim: Claimed, lease_end: float) -> Claimed: ...
+    async def release(self, claim: Claimed, *, rejected: bool = False) -> None: ...
+
+
+class Master(Protocol):
+    async def acknowledge(self, delivery: Delivery) -> None: ...
+    async def keep_invisible(self, delivery: Delivery, seconds: int) -> None: ...
+
+
+class Queue(Protocol):
+    async def send(self, out: Outgoing) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A Region accepted the message."""
+
+    claim: Claimed
+    sqs_message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long things last, in seconds."""
+
+    visibility_s: int
+    lease_s: float
+
+    @property
+    def margin_s(self) -> float:
+        """A lease ends this much before the visibility."""
+        return min(5.0, self.visibility_s / 10)
+
+    @property
+    def send_timeout_s(self) -> float:
+        """Most time for a send; a lease must outlast it when the send starts."""
+        return min(10.0, self.lease_s / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    ledger: Ledger
+    master: Master
+    regional: Callable[[Region], Queue]
+    dead_letters: Queue | None
+    board: Board
+    terms: Terms
+    clock: Clock
+    metrics: Metrics
+    random: Random
+
+    async def carry(self, flight: Flight) -> Outcome:
+        """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
+        try:
+            message = self._decode(flight.delivery)
+            for attempt in count():
+                region = await self._route(flight, message)
+                match await self._claim(flight, message, region):
+                    case Claimed() as claim:
+                        if sent := await self._send(flight, message, claim):
+                            await self._confirm(flight, sent)
+                            await self._acknowledge(flight)
+                            return Outcome.DISPATCHED
+                    case Duplicate():
+                        await self._acknowledge(flight)
+                        return Outcome.DUPLICATE
+                    case Held(until):
+                        await self._hide(flight, until)
+                        return Outcome.HELD
+                # every Region refused it and the claim is released: once more, when one would take it
+                await asyncio.sleep(backoff_s(attempt, self.random))
+            raise AssertionError("count() does not end")
+        except PoisonError as poison:
+            return await self._reject(flight, poison.reason)
+        except LeaseLostError as fault:
+            return await self._leave(flight, Stage.LEDGER, Cause.LEASE_LOST, fault)
+        except AmbiguousError as fault:  # of a send, which alone is not tried for ever
+            return await self._leave(flight, Stage.SEND, None, fault)
+        finally:
+            self.board.unbook(flight)
+
+    # --- the steps ----------------------------------------------------------------------------------------------
+
+    def _decode(self, delivery: Delivery) -> Message:
+        message = decode(delivery.body, delivery.attributes)
+        if not self.board.serves(message.model_name):
+            raise PoisonError(f"model_name: no Region serves {message.model_name!r}")
+        return message
+
+    async def _route(self, flight: Flight, message: Message) -> Region:
+        """Return the Region where a place is booked; wait, unclaimed, while nobody may get this message."""
+        try:
+            while (region := self.board.book(flight, message.model_name)) is None:
+                flight.parked = True
+                await self.board.change()
+                _still_ours(flight)
+        finally:
+            flight.parked = False
+        return region
+
+    async def _claim(self, flight: Flight, message: Message, region: Region) -> Claimed | Duplicate | Held:
+        """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
+        token = uuid4().hex
+        looked_once = False
+        while True:
+            lease_end = await self._next_lease_end(flight)
+            request = ClaimRequest(message, token, region, lease_end, flight.delivery.message_id)
+            flight.step = Step.CLAIMING
+            flight.claim = Claimed(message.request_id, token, region, lease_end)
+            match await self._until_answered(flight, Stage.LEDGER, self.ledger.claim, request):
+                case Claimed() as claim:
+                    flight.claim = claim
+                    return claim
+                case Lapsed() as old:
+                    if old.region is not None and self.board.book_at(flight, old.region):
+                        region = old.region  # a copy may be there: let a second one be there too, not elsewhere
+                    taking = replace(request, region=region)
+                    taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
+                    if taken is not None:
+                        log.info("claim.taken_over", request_id=message.request_id, region=region, state=old.state)
+                        flight.claim = taken
+                        return taken
+                    # somebody was quicker, or it was us and the answer was lost: ask again
+                case DifferentWork():
+                    flight.step, flight.claim = Step.RECEIVED, None
+                    raise PoisonError("request_id: was used before for different work")
+                case Held() if not looked_once:
+                    looked_once = True
+                    await asyncio.sleep(SECOND_LOOK_S)
+                case (Duplicate() | Held()) as answer:
+                    flight.step, flight.claim = Step.RECEIVED, None
+                    return answer
+
+    async def _send(self, flight: Flight, message: Message, claim: Claimed) -> Sent | None:
+        """Return which Region accepted it; None when every Region definitely refused.
+
+        A definite refusal goes on to another Region, in the ledger first. After a lost answer the same Region is
+        tried again for what is left of the lease; then claim and Region are kept, and both lapse.
+        """
+        refusals: dict[Region, str] = {}  # by Region; the text only if it was the message that was refused
+        lost_answers = 0
+        while True:
+            claim = flight.claim = await self._long_enough(flight, claim, may_renew=not lost_answers)
+            try:
+                sqs_message_id = await self.regional(claim.region).send(self._outgoing(flight, message, claim))
+            except LeaseTooShortError:
+                continue
+            except AmbiguousError as fault:
+                lost_answers += 1
+                self._send_failed(message, claim.region, fault)
+                if lost_answers >= LOST_ANSWERS_MAX:
+                    raise
+                await asyncio.sleep(backoff_s(lost_answers, self.random))
+                continue
+            except (HeldOffError, RefusedError) as fault:
+                if isinstance(fault, RefusedError):
+                    self._send_failed(message, claim.region, fault)
+                if lost_answers:  # a copy may be there: no other Region may get one, so wait for this one
+                    await self.board.change()
+                    await asyncio.sleep(backoff_s(lost_answers, self.random))
+                    continue
+                flight.step = Step.CLAIMING
+                poisonous = isinstance(fault, RefusedError) and fault.cause is Cause.INVALID
+                refusals[claim.region] = str(fault) if poisonous else ""
+                region = self.board.book(flight, message.model_name, without=refusals)
+                if region is None:
+                    await self._release(flight, claim, refusals)
+                    return None
+                claim = flight.claim = await self._until_answered(
+                    flight, Stage.LEDGER, self.ledger.retarget, claim, region
+                )
+                continue
+            flight.step = Step.ACCEPTED
+            self.board.accepted(flight)
+            self.metrics.dispatched.labels(claim.region, message.priority).inc()
+            self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
+            return Sent(claim, sqs_message_id)
+
+    async def _release(self, flight: Flight, claim: Claimed, refusals: Mapping[Region, str]) -> None:
+        """Release the claim of a message that every Region refused; if all refused its contents, raise PoisonError."""
+        poison = all(refusals.values())
+        await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=poison))
+        flight.step, flight.claim = Step.RECEIVED, None
+        self.board.unbook(flight)
+        if poison:
+            raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(refusals.items())))
+
+    async def _confirm(self, flight: Flight, sent: Sent) -> None:
+        await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
+        log.info(
+            "message.dispatched",
+            request_id=sent.claim.request_id,
+            region=sent.claim.region,
+            sqs_message_id=sent.sqs_message_id,
+            receives=flight.delivery.receives,
+        )
+
+    async def _acknowledge(self, flight: Flight) -> None:
+        """Delete the message. If its receipt is too old it comes again, and is a duplicate then."""
+        try:
+            await self._until_answered(flight, Stage.DELETE, self.master.acknowledge, flight.delivery)
+        except (RefusedError, LeaseLostError) as fault:
+            log.warning("message.not_acknowledged", message_id=flight.delivery.message_id, fault=str(fault))
+        flight.step = Step.ENDED
+
+    async def _hide(self, flight: Flight, until: float) -> None:
+        """Make the message visible again when the other claim's lease ends, not before."""
+        log.info("message.held", message_id=flight.delivery.message_id, until=until)
+        await self._end_visibility(flight, self._seconds_past(until))
+
+    async def _reject(self, flight: Flight, reason: str) -> Outcome:
+        """Put the message, body untouched, on the dead-letter queue with the reason; then it leaves the master."""
+        delivery = flight.delivery
+        log.warning("message.rejected", message_id=delivery.message_id, reason=reason, receives=delivery.receives)
+        self.metrics.error(Stage.DECODE, Cause.INVALID)
+        if self.dead_letters is None:
+            log.error("message.no_dead_letter_queue", hint="set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy")
+            return Outcome.FAILED
+        attributes = rejected(delivery.body, delivery.attributes, reason)
+        out = Outgoing(delivery.body, attributes, delivery.trace_header, departs=lambda: None)
+        try:
+            await self._until_answered(flight, Stage.SEND, self.dead_letters.send, out)
+        except (RefusedError, LeaseLostError) as fault:
+            log.error("message.not_rejected", message_id=delivery.message_id, fault=str(fault))
+            return Outcome.FAILED
+        await self._acknowledge(flight)
+        return Outcome.REJECTED
+
+    async def _leave(self, flight: Flight, stage: Stage, cause: Cause | None, fault: Exception) -> Outcome:
+        """Keep claim and Region, and let lease and visibility lapse together."""
+        if cause is not None:
+            self.metrics.error(stage, cause)
+        log.warning("message.left", message_id=flight.delivery.message_id, step=flight.step.name, fault=str(fault))
+        if flight.step is Step.SENDING and flight.claim is not None:
+            await self._end_visibility(flight, self._seconds_past(flight.claim.lease_end))
+        return Outcome.FAILED
+
+    # --- time ---------------------------------------------------------------------------------------------------
+
+    async def extend(self, flight: Flight) -> None:
+        """Hide the message from others for the whole visibility again. Raises AwsError; sets `flight.lost`."""
+        async with flight.changing:
+            if flight.step is Step.ENDED or flight.lost:
+                return
+            asked_at = _now()
+            if asked_at + self.terms.visibility_s - flight.received_at >= RECEIVE_MAX_S:
+                flight.lost = True  # SQS would refuse: a receive lasts twelve hours at most
+                return
+            try:
+                await self.master.keep_invisible(flight.delivery, self.terms.visibility_s)
+            except RefusedError as fault:
+                flight.lost = fault.cause is Cause.INVALID
+                raise
+            flight.visible_until = asked_at + self.terms.visibility_s
+
+    async def hand_back(self, flight: Flight) -> Outcome:
+        """Do what can be done for a delivery whose carrying was cut off (decisions 13); say how it ended."""
+        try:
+            if flight.step is Step.ACCEPTED:
+                await self.master.acknowledge(flight.delivery)
+                return Outcome.DISPATCHED
+            if flight.step is Step.SENDING:
+                return Outcome.FAILED  # a Region may have it: claim and visibility lapse by themselves
+            if flight.claim is not None:
+                with suppress(LeaseLostError):  # the claim was not written, or is another's by now
+                    await self.ledger.release(flight.claim)
+            await self._end_visibility(flight, 0)
+        except AwsError as fault:
+            log.warning("message.not_handed_back", message_id=flight.delivery.message_id, fault=str(fault))
+            return Outcome.FAILED
+        return Outcome.RELEASED
+
+    async def _end_visibility(self, flight: Flight, seconds: int) -> None:
+        """The last word on the delivery's visibility; no extension comes after it."""
+        async with flight.changing:
+            flight.step = Step.ENDED
+            try:
+                await self.master.keep_invisible(flight.delivery, seconds)
+            except AwsError as fault:
+                self.metrics.error(Stage.EXTEND, fault.cause)
+
+    def _seconds_past(self, lease_end: float) -> int:
+        return max(0, math.ceil(lease_end - self.clock.now())) + 1
+
+    async def _next_lease_end(self, flight: Flight) -> float:
+        """Return the end (epoch seconds) of a lease that starts now: always before the visibility's end."""
+        shortest = self.terms.send_timeout_s * 2
+        if flight.visible_until - _now() - self.terms.margin_s < shortest:
+            await self._until_answered(flight, Stage.EXTEND, self.extend, flight)
+            _still_ours(flight)
+        left = flight.visible_until - _now() - self.terms.margin_s
+        return self.clock.now() + min(self.terms.lease_s, left)
+
+    async def _long_enough(self, flight: Flight, claim: Claimed, *, may_renew: bool) -> Claimed:
+        """Return the claim with a lease that outlasts a send. Visibility first, then lease."""
+        if claim.lease_end - self.clock.now() > self.terms.send_timeout_s:
+            return claim
+        if not may_renew:
+            raise AmbiguousError("the lease is used up and an earlier send may have gone through")
+        lease_end = await self._next_lease_end(flight)
+        return await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
+
+    def _outgoing(self, flight: Flight, message: Message, claim: Claimed) -> Outgoing:
+        def departs() -> None:
+            if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
+                raise LeaseTooShortError("the lease would not outlast the send")
+            flight.step = Step.SENDING
+
+        delivery = flight.delivery
+        ours = [
+            ("dispatcher.request_id", Attribute("String", message.request_id)),
+            ("dispatcher.region", Attribute("String", claim.region)),
+            ("dispatcher.source_message_id", Attribute("String", delivery.message_id)),
+            ("dispatcher.dispatched_at", Attribute("String", _rfc_3339(self.clock.now()))),
+            ("dispatcher.attempt", Attribute("Number", str(delivery.receives))),
+        ]
+        attributes = forwarded(delivery.body, delivery.attributes, ours)
+        return Outgoing(delivery.body, attributes, delivery.trace_header, departs)
+
+    async def _until_answered[**P, T](
+        self, flight: Flight, stage: Stage, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return the call's answer: AWS's faults pass, and the delivery stays ours by extension meanwhile.
+
+        For calls that are safe to repeat. Raises LeaseLostError once SQS no longer leaves the delivery to us, and
+        RefusedError when it is this very delivery that was refused (Cause.INVALID).
+        """
+        for attempt in count():
+            try:
+                return await call(*args, **kwargs)
+            except AwsError as fault:
+                self.metrics.error(stage, fault.cause)
+                log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))
+                if fault.cause is Cause.INVALID:
+                    raise
+            _still_ours(flight)
+            await asyncio.sleep(backoff_s(attempt, self.random))
+        raise AssertionError("count() does not end")
+
+    def _send_failed(self, message: Message, region: Region, fault: AwsError) -> None:
+        self.metrics.error(Stage.SEND, fault.cause)
+        log.warning("send.failed", request_id=message.request_id, region=region, fault=str(fault))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _still_ours(flight: Flight) -> None:
+    if flight.lost:
+        raise LeaseLostError("SQS no longer lets us keep the delivery")
+
+
+def _rfc_3339(epoch_s: float) -> str:
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

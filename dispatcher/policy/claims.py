@@ -1,0 +1,51 @@
+"""What a refused claim means: the old item and the new request to a verdict. Pure.
+
+The order of the checks is decisions.md 5: each closes a way to lose a message or to send it twice.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dispatcher.model import Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+
+
+class State(StrEnum):
+    """Of a request in the ledger."""
+
+    CLAIMED = "claimed"
+    DISPATCHED = "dispatched"
+    RELEASED = "released"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One item of the ledger. Times are epoch seconds; `lease_end` is kept as the ledger spells it."""
+
+    request_id: str
+    state: str
+    token: str
+    lease_end: str
+    region: Region | None
+    work: str
+    generation: int
+    expires_at: float
+
+
+def judge(old: Record, request: ClaimRequest, now: float) -> Claimed | Duplicate | Held | DifferentWork | Lapsed:
+    """Return what becomes of `request`, given the item that refused it, at `now` (epoch seconds, corrected)."""
+    if old.token == request.token and old.state == State.CLAIMED:
+        # our own write, met again after its answer was lost
+        return Claimed(request.message.request_id, old.token, old.region or request.region, float(old.lease_end))
+    forgotten = old.expires_at <= now  # TTL sweeps late, by days: past its end an item counts as absent
+    if forgotten or request.message.generation > old.generation:
+        return Lapsed(old.state, old.token, old.lease_end, None)
+    if old.work != request.message.work:
+        return DifferentWork()
+    if old.state == State.DISPATCHED:
+        return Duplicate()
+    if old.state != State.CLAIMED:  # released or rejected: certainly in no Region
+        return Lapsed(old.state, old.token, old.lease_end, None)
+    if float(old.lease_end) <= now:
+        return Lapsed(old.state, old.token, old.lease_end, old.region)
+    return Held(float(old.lease_end))

@@ -1,0 +1,128 @@
+"""Body and attributes to `Message`, or `PoisonError` with a reason that a client developer can act on. Pure."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from dispatcher.errors import PoisonError
+from dispatcher.model import Attribute, Message, Priority
+
+GENERATION = "dispatcher.generation"
+"""The one attribute under our prefix that a sender may set."""
+
+# An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
+_TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must consist of printable characters")
+    return value
+
+
+def _input_url(value: str) -> str:
+    url = urlsplit(value)
+    bucket_and_key = url.scheme == "s3" and url.netloc and len(url.path) > 1
+    if not value.isprintable() or not (bucket_and_key or (url.scheme == "https" and url.hostname)):
+        raise ValueError("must be s3://bucket/key or https://…")
+    return value
+
+
+def _topic_arn(value: str) -> str:
+    if not _TOPIC_ARN.fullmatch(value):
+        raise ValueError("must be the ARN of an SNS topic")
+    return value
+
+
+def _rfc_3339(value: str) -> str:
+    match = _RFC_3339.fullmatch(value)
+    if match is None:
+        raise ValueError("must be an RFC 3339 date-time with an offset")
+    day, minute, second, _, offset = match.groups()
+    second = "59" if second == "60" else second  # RFC 3339 allows a leap second; datetime does not
+    datetime.fromisoformat(f"{day}T{minute}:{second}{offset.upper()}")
+    return value
+
+
+class _Body(BaseModel):
+    """The contract's schema (contract §1). Strict: no number passes for a string."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    request_id: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+    model_name: Annotated[str, Field(min_length=1)]
+    input_data_url: Annotated[str, AfterValidator(_input_url)]
+    callback_sns_topic: Annotated[str, AfterValidator(_topic_arn)] = ""
+    priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
+    timestamp: Annotated[str, AfterValidator(_rfc_3339)] = ""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+def decode(body: str, attributes: Mapping[str, Attribute]) -> Message:
+    """Return the message; raise PoisonError with every fault of the body in its reason."""
+    fields = _json_object(body)
+    try:
+        valid = _Body.model_validate(fields)
+    except ValidationError as invalid:
+        raise PoisonError("; ".join(_fault(error) for error in invalid.errors(include_url=False))) from None
+    return Message(
+        request_id=valid.request_id,
+        model_name=valid.model_name,
+        priority=valid.priority,
+        work=_work(valid),
+        generation=_generation(attributes.get(GENERATION)),
+    )
+
+
+def _json_object(body: str) -> dict[str, Any]:
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated  # the outermost object is collected last, so its verdict stands
+        fields = dict(pairs)
+        repeated = [] if len(fields) == len(pairs) else [key for key, _ in pairs]
+        return fields
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        fields = json.loads(body, object_pairs_hook=collect, parse_constant=no_constant)
+    except RecursionError:
+        raise PoisonError("body is nested too deeply") from None
+    except ValueError as fault:
+        raise PoisonError(f"body is not JSON: {fault}") from None
+    if not isinstance(fields, dict):
+        raise PoisonError("body is not a JSON object")
+    twice = sorted({key for key in repeated if repeated.count(key) > 1} & _Body.model_fields.keys())
+    if twice:  # readers disagree on which one counts, and the id must mean one thing
+        raise PoisonError(f"{', '.join(twice)}: given more than once")
+    return fields
+
+
+def _fault(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "body"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {'is required' if error['type'] == 'missing' else said}"
+
+
+def _work(valid: _Body) -> str:
+    # A presigned URL differs in its query at each signing; the object it names is the same work.
+    parts = [valid.model_name, valid.input_data_url.partition("?")[0], valid.callback_sns_topic]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _generation(attribute: Attribute | None) -> int:
+    if attribute is None:
+        return 0
+    value = attribute.value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+        return int(value)
+    raise PoisonError(f"{GENERATION}: must be a whole number, zero or more")

@@ -1,0 +1,171 @@
+"""What an operator may set (contract §4). Frozen; numbers that must agree are checked together, before anything is
+contacted. Everything else that could be a setting and that nobody would turn is a constant beside its use.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from dispatcher.errors import ConfigurationError
+from dispatcher.model import Region
+
+PREFIX = "DISPATCHER_"
+
+_QUEUE_URL = re.compile(r"https?://[^/\s]+/\S*[A-Za-z0-9_-]+")
+
+
+def _queue_url(value: Any) -> Any:
+    if not isinstance(value, str) or not _QUEUE_URL.fullmatch(value):
+        raise ValueError(
+            "must be the URL of an SQS queue, such as https://sqs.us-east-1.amazonaws.com/123456789012/name"
+        )
+    if value.endswith(".fifo"):
+        raise ValueError("must be a standard queue, not FIFO")
+    return value
+
+
+QueueUrl = Annotated[str, BeforeValidator(_queue_url)]
+Name = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RegionSettings(BaseModel):
+    """One Region that receives messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queue_url: QueueUrl
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Static preference: twice the weight, twice the share, other things equal. 0: no messages."""
+    models: Annotated[frozenset[Name], Field(min_length=1)] | None = None
+    """The models that it serves; None: all of them."""
+    overload_threshold: Annotated[int, Field(gt=0)] | None = None
+    """Visible messages at which it gets no more; None: DISPATCHER_OVERLOAD_THRESHOLD."""
+
+
+def _region(value: Any) -> Any:
+    return {"queue_url": value} if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    home_region: Annotated[str, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")]
+    """Region of the master queue and of the ledger's table."""
+    master_queue_url: QueueUrl
+    regions: dict[Region, Annotated[RegionSettings, BeforeValidator(_region)]] = Field(min_length=1)
+    ledger_table: Name
+    dead_letter_queue_url: QueueUrl | None = None
+    """Where rejected messages go; None: the master queue's redrive target."""
+    routing_policy: Literal["inverse-depth"] = "inverse-depth"
+    ledger_batching: bool = True
+    """PartiQL batches; False: one conditional write for each claim and confirmation."""
+    overload_threshold: Annotated[int, Field(gt=0)] = 5000
+    """Visible messages at which a regional queue gets no more."""
+    depth_ttl_seconds: Seconds = 60
+    """Age past which a depth reading is stale; four readings fall within it."""
+    ledger_retention_seconds: Seconds = 21 * 86400
+    """How long a dispatched request is remembered: master retention + dead-letter retention + margin."""
+    visibility_seconds: Annotated[int, Field(ge=1, le=43200)] = 120
+    """Asked for with each receive, extended while a message is held: how soon a dead dispatcher's messages return."""
+    claim_lease_seconds: Seconds = 90
+    """How long a dead dispatcher's claim holds its request. Always less than the visibility."""
+    poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20
+    """Long-poll wait. A drain lasts at least this long when the queue is empty."""
+    pollers: Annotated[int, Field(ge=1, le=100)] = 8
+    """Concurrent long polls: 8 full ones carry more than one vCPU can dispatch."""
+    max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Messages held at once. With 200 kB bodies in every slot, still within 512 MiB."""
+    drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
+    """From SIGTERM or SIGINT until what is unfinished is handed back."""
+    http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose; the contract's default
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] | None = None
+    """None: console on a terminal, JSON otherwise."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the environment overrides the file, which arrives as arguments
+
+    @model_validator(mode="before")
+    @classmethod
+    def _home_is_the_sdk_s_region(cls, values: dict[str, Any]) -> dict[str, Any]:
+        home = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return {"home_region": home, **values} if home else values
+
+    @model_validator(mode="after")
+    def _lease_ends_before_visibility(self) -> Self:
+        if self.claim_lease_seconds >= self.visibility_seconds:
+            raise ValueError(
+                f"DISPATCHER_CLAIM_LEASE_SECONDS ({self.claim_lease_seconds:g}) must be less than "
+                f"DISPATCHER_VISIBILITY_SECONDS ({self.visibility_seconds}), or a message returns while its claim lives"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_queue_is_used_once(self) -> Self:
+        urls = [(self.home_region, self.master_queue_url)]
+        urls += [(region, regional.queue_url) for region, regional in self.regions.items()]
+        if len(set(urls)) < len(urls):
+            raise ValueError("DISPATCHER_REGIONS: the master queue cannot be a regional queue too")
+        if not any(regional.weight > 0 for regional in self.regions.values()):
+            raise ValueError("DISPATCHER_REGIONS: at least one Region needs a weight above 0")
+        return self
+
+    def threshold(self, region: Region) -> int:
+        return self.regions[region].overload_threshold or self.overload_threshold
+
+
+def load(config: Path | None = None) -> Settings:
+    """Return the settings of the environment over those of the TOML file `config`.
+
+    Raises ConfigurationError with one line per fault, each naming its variable.
+    """
+    try:
+        in_file = (
+            {} if config is None else {_key(key): value for key, value in tomllib.loads(config.read_text()).items()}
+        )
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise ConfigurationError([f"{config}: cannot be read: {fault}"]) from fault
+    unknown = sorted(set(in_file) - set(Settings.model_fields))
+    faults = [f"{config}: {PREFIX}{key.upper()} is not a setting" for key in unknown]
+    try:
+        settings = Settings(**in_file)
+    except SettingsError as fault:  # a variable that should hold JSON does not
+        name = re.search(r'field "(\w+)"', str(fault))
+        variable = PREFIX + (name[1].upper() if name else "?")
+        raise ConfigurationError([*faults, f"{variable}: must be JSON: {fault.__cause__}"]) from fault
+    except ValidationError as invalid:
+        raise ConfigurationError([*faults, *(_line(error) for error in invalid.errors(include_url=False))]) from invalid
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+def _key(name: str) -> str:
+    return name.lower().removeprefix(PREFIX.lower())
+
+
+def _line(error: Any) -> str:
+    said = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(said)
+    field, *inside = (str(part) for part in error["loc"])
+    where = PREFIX + field.upper() + "".join(f"[{part}]" for part in inside)
+    if error["type"] == "missing":
+        hint = " (or AWS_REGION)" if field == "home_region" else ""
+        return f"{where}{hint}: is required and not set"
+    return f"{where}: {said}"

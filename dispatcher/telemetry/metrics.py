@@ -1,0 +1,125 @@
+"""The closed catalogue of series (contract §6). Every label value exists from the start, with zero."""
+
+import platform
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dispatcher.errors import Cause, Stage
+from dispatcher.model import Outcome, Priority, Region
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+AGES_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400)
+CLAIM_OUTCOMES = ("claimed", "duplicate", "held", "taken_over", "own", "error")
+QUEUES = ("master", "regional", "master_dlq", "regional_dlq")
+STATES = ("visible", "in_flight", "delayed")
+ANSWERED, RETRIED = "ok", "retried"
+
+
+class Metrics:
+    """One per process, on the registry it is given, so that no two tests share a count."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        home: Region,
+        regions: Iterable[Region],
+        policy: str,
+        version: str,
+        revision: str,
+        in_flight_limit: int,
+    ) -> None:
+        regions = list(regions)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dispatcher_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"dispatcher_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"dispatcher_{name}", text, labels, registry=registry, buckets=buckets)
+
+        self.received = counter("received_total", "Messages received from the master queue.")
+        self.messages = counter("messages_total", "Received messages by how they ended.", "outcome")
+        self.dispatched = counter("dispatched_total", "Messages that a Region accepted.", "target_region", "priority")
+        self.claims = counter("claims_total", "Answers of the ledger to claims.", "outcome")
+        self.errors = counter("errors_total", "Faults by where they were met.", "stage", "error")
+        self.dispatch_duration = histogram("dispatch_duration_seconds", "From received to acknowledged.")
+        self.message_age = histogram(
+            "message_age_seconds", "From sent to the master queue to accepted by a Region.", buckets=AGES_S
+        )
+        self.ledger_duration = histogram("ledger_duration_seconds", "Calls to the ledger's table.", "operation")
+        self.sqs_duration = histogram("sqs_duration_seconds", "Calls to SQS.", "operation", "target_region")
+        self.aws_requests = counter(
+            "aws_requests_total", "Requests to AWS, the SDK's own retries included.",
+            "service", "operation", "target_region", "outcome",
+        )  # fmt: skip
+        self.queue_messages = gauge(
+            "queue_messages", "Depth of a queue at its last reading.", "queue", "target_region", "state"
+        )
+        self.depth_read_at = gauge(  # the moment, not the age: an age stops growing when its process does
+            "queue_depth_timestamp_seconds", "Unix time of a Region's last depth reading.", "target_region"
+        )
+        self.eligible = gauge("region_eligible", "1 while the Region may get new messages.", "target_region")
+        self.share = gauge("region_share", "Share of new messages; sums to 1 over the eligible.", "target_region")
+        self.expected_wait = gauge(
+            "region_expected_wait_seconds", "Wait that a new message would meet; NaN: no estimate.", "target_region"
+        )
+        self.drain_rate = gauge(
+            "region_drain_per_second", "Messages that its workers take per second; NaN: no estimate.", "target_region"
+        )
+        self.model_error = gauge(
+            "routing_model_error_ratio", "Error of the projected depths; NaN while the policy projects none."
+        )
+        self.policy_info = gauge("routing_policy_info", "1 for the policy in force.", "policy")
+        self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency")
+        self.in_flight = gauge("inflight_messages", "Messages held by this process.")
+        self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.")
+        self.last_poll = gauge("last_poll_timestamp_seconds", "Unix time when a poll last ended well.")
+        self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop woke a timer.")
+        self.draining = gauge("draining", "1 while draining.")
+        self.holding = gauge("holding", "1 while nothing is received on purpose: no Region or no ledger to go to.")
+        self.build_info = gauge("build_info", "What runs.", "version", "revision", "python_version")
+
+        for outcome in Outcome:
+            self.messages.labels(outcome)
+        for outcome_of_claim in CLAIM_OUTCOMES:
+            self.claims.labels(outcome_of_claim)
+        for stage in Stage:
+            for cause in Cause:
+                self.errors.labels(stage, cause)
+        for region in regions:
+            for priority in Priority:
+                self.dispatched.labels(region, priority)
+            self.depth_read_at.labels(region)
+            self.eligible.labels(region)
+            self.share.labels(region)
+            self.expected_wait.labels(region).set(float("nan"))
+            self.drain_rate.labels(region).set(float("nan"))
+            self.breaker_open.labels(region)
+        for queue in QUEUES:
+            for region in [home] if queue.startswith("master") else regions:
+                for state in STATES:
+                    self.queue_messages.labels(queue, region, state)
+        self.breaker_open.labels("ledger")
+        self.model_error.set(float("nan"))
+        self.policy_info.labels(policy).set(1)
+        self.in_flight_limit.set(in_flight_limit)
+        self.build_info.labels(version, revision, platform.python_version()).set(1)
+
+    def prepare_call(self, service: str, operation: str, region: Region) -> None:
+        """Create the series of a call before it is first made."""
+        for outcome in (ANSWERED, RETRIED, *Cause):
+            self.aws_requests.labels(service, operation, region, outcome)
+        self.observe_call(service, operation, region, None)
+
+    def observe_call(self, service: str, operation: str, region: Region, seconds: float | None) -> None:
+        is_ledger = service == "dynamodb"
+        series = self.ledger_duration.labels(operation) if is_ledger else self.sqs_duration.labels(operation, region)
+        if seconds is not None:
+            series.observe(seconds)
+
+    def error(self, stage: Stage, cause: Cause) -> None:
+        self.errors.labels(stage, cause).inc()
