@@ -57,6 +57,11 @@ class Caller:
         for operation in operations:
             self._metrics.prepare_call(self._service, operation, self.region)
 
+    @property
+    def endpoint(self) -> str:
+        """Where the calls go."""
+        return str(self._client.meta.endpoint_url)
+
     async def __call__(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
         """Return the answer; raise RefusedError or AmbiguousError. A cancellation leaves the call's end unknown."""
         started, asked_at = time.perf_counter(), self._clock.local()
@@ -80,6 +85,10 @@ class Caller:
             self._metrics.aws_requests.labels(*series, RETRIED).inc(metadata.get("RetryAttempts") or 0)
             self._learn_time(metadata, asked_at)
         return answer
+
+    async def until(self, waiter: str, **parameters: Any) -> None:
+        """Wait for one of the SDK's waiters."""
+        await self._client.get_waiter(waiter).wait(**parameters)
 
     def _learn_time(self, metadata: Mapping[str, Any], asked_at: float) -> None:
         said = (metadata.get("HTTPHeaders") or {}).get("date")

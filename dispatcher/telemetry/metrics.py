@@ -109,6 +109,12 @@ class Metrics:
         self.in_flight_limit.set(in_flight_limit)
         self.build_info.labels(version, revision, platform.python_version()).set(1)
 
+    @classmethod
+    def unread(cls) -> "Metrics":
+        """For a command that ends soon: counted, and read by nobody."""
+        home = Region("-")
+        return cls(CollectorRegistry(), home=home, regions=(), policy="-", version="-", revision="-", in_flight_limit=0)
+
     def prepare_call(self, service: str, operation: str, region: Region) -> None:
         """Create the series of a call before it is first made."""
         for outcome in (ANSWERED, RETRIED, *Cause):

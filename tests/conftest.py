@@ -1,0 +1,32 @@
+"""Fixtures that several folders use, and no others."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from dispatcher.demo.cloud import Cloud, embedded
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have settings and credentials of their own; no test sees them."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("DISPATCHER_", "AWS_")) and name != "DISPATCHER_EMULATOR":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[Cloud]:
+    """One MiniStack for this test process; tests take names of their own on it."""
+    with embedded("ministack") as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Cloud]:
+    """One moto server for this test process: for the single-write ledger, since it knows no PartiQL."""
+    with embedded("moto") as cloud:
+        yield cloud
