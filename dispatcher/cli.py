@@ -1,42 +1,48 @@
-"""Commands: read arguments, call what does the work, return an exit status. Nothing is decided here."""
+"""Commands: read arguments, call what does the work, print, return an exit status. Nothing is decided here."""
 
+import asyncio
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 from dispatcher import __version__
-from dispatcher.errors import ConfigurationError
-from dispatcher.settings import Settings, load
+from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
+from dispatcher.settings import HttpSettings, load, load_http
 
 BAD_CONFIGURATION = 2
-
-
-def _settings(config: Path | None) -> Settings:
-    try:
-        return load(config)
-    except ConfigurationError as fault:
-        for line in fault.faults:
-            click.echo(f"dispatcher: {line}", err=True)
-        sys.exit(BAD_CONFIGURATION)
-
+HEALTHCHECK_S = 3.0
 
 _config = click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file with the same keys; the environment overrides it."
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file with the same keys; the environment overrides it.",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="dispatcher")
 def main() -> None:
-    """Put each asynchronous GPU-inference request, once, on the queue of the AWS Region that will serve it soonest."""
+    """Put each asynchronous GPU-inference request, once, on the queue of the AWS Region that will serve it soonest.
+
+    Settings come from DISPATCHER_… variables, or from a TOML file given with --config.
+    """
 
 
 @main.command()
 @_config
 def run(config: Path | None) -> None:
-    """The daemon. SIGTERM or SIGINT drains it; a second one stops it at once."""
-    settings = _settings(config)
+    """Run the daemon. SIGTERM or SIGINT drains it; a second one stops it at once."""
+    settings = _loaded(load, config)
     import uvloop
 
     from dispatcher import app
@@ -46,8 +52,205 @@ def run(config: Path | None) -> None:
     try:
         uvloop.run(app.run(settings))
     except app.StartError as fault:
-        click.echo(f"dispatcher: {fault}", err=True)
-        sys.exit(1)
+        _fail(str(fault))
     except Exception:
         logs.log.exception("process.failed")
         sys.exit(1)
+
+
+@main.command()
+@click.option("--requests", "messages", type=click.IntRange(min=1), default=2000, show_default=True, help="To send.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same messages.")
+@_json
+def demo(messages: int, seed: int, as_json: bool) -> None:
+    """Show the whole system on this machine: emulated AWS, three Regions with GPU workers, one Spot interruption."""
+    from dispatcher.demo import cloud, show
+
+    console = Console(stderr=as_json)
+    try:
+        summary = asyncio.run(show.demo(messages, seed, console))
+    except cloud.NoEmulatorError as fault:
+        _fail(str(fault))
+    if as_json:
+        _print_json(summary)
+    else:
+        console.print(show.report(summary))
+    sys.exit(0 if summary["ok"] else 1)
+
+
+@main.command()
+@_config
+def healthcheck(config: Path | None) -> None:
+    """Ask the local /healthz; exit status 0: healthy. For container health checks."""
+    settings: HttpSettings = _loaded(load_http, config)
+    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+    url = f"http://{host}:{settings.http_port}/healthz"
+    try:
+        with urlopen(url, timeout=HEALTHCHECK_S) as answer:
+            click.echo(f"healthy: {url} answered {answer.status}")
+    except HTTPError as unwell:
+        _fail(f"unhealthy: {url} answered {unwell.code}: {unwell.read().decode(errors='replace')}")
+    except (URLError, OSError) as fault:
+        _fail(f"unhealthy: {url} does not answer: {fault}")
+
+
+@main.command()
+@click.option("--name", default="dispatcher", show_default=True, help="Every name created begins with it.")
+@click.option("--home-region", default="us-east-1", show_default=True, help="Of the master queue and the table.")
+@click.option("--regions", default="us-east-1,us-west-2,eu-west-1", show_default=True, help="Separated by commas.")
+@click.option("--yes", is_flag=True, help="Create on AWS itself, too.")
+@_json
+def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) -> None:
+    """Create queues, dead-letter queues and table on an emulator, and print the settings to use. Idempotent."""
+    from dispatcher.aws.provision import Resources, provision
+    from dispatcher.model import Region
+
+    async def create(clients: Any) -> Resources | None:
+        made = None
+        wanted = [Region(region.strip()) for region in regions.split(",") if region.strip()]
+        async for step in provision(clients, name=name, home=Region(home_region), regions=wanted, on_aws=yes):
+            if isinstance(step, Resources):
+                made = step
+            else:
+                click.echo(step, err=True)
+        return made
+
+    made = _with_clients(create)
+    if made is None:
+        _fail("nothing was created")
+    if as_json:
+        _print_json(made.environment())
+    else:
+        for variable, value in made.environment().items():
+            click.echo(f"export {variable}='{value}'")
+
+
+@main.command()
+@_config
+@_json
+def check(config: Path | None, as_json: bool) -> None:
+    """Look at every resource: is it there, may it be used, do its settings fit? Changes nothing."""
+    from dispatcher.commands.check import Finding
+    from dispatcher.commands.check import check as look
+
+    settings = _loaded(load, config)
+
+    async def all_of_it(clients: Any) -> list[Finding]:
+        findings = []
+        async for finding in look(settings, clients):
+            findings.append(finding)
+            if not as_json:
+                mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
+                click.echo(f"{mark} {finding.what}: {finding.detail}")
+        return findings
+
+    findings = _with_clients(all_of_it)
+    if as_json:
+        _print_json([{"ok": f.ok, "what": f.what, "detail": f.detail} for f in findings])
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+@click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
+@click.option("--count", type=click.IntRange(min=1), help="Send that many made-up requests instead of a file.")
+@click.option("--again", is_flag=True, help="Dispatch requests that were dispatched before once more, on purpose.")
+@_config
+@_json
+def submit(file: Any, count: int | None, again: bool, config: Path | None, as_json: bool) -> None:
+    """Validate requests and send them to the master queue: one JSON object a line, from FILE or - (standard input)."""
+    from dispatcher.commands import submit as submission
+
+    settings = _loaded(load, config)
+    if (file is None) == (count is None):
+        raise click.UsageError("say either FILE (- for standard input) or --count N")
+    faults: list[str] = []
+    if count is not None:
+        bodies = submission.made_up(count)
+    else:
+        bodies, faults = submission.validated(file)
+    if faults:
+        for fault in faults[:20]:
+            click.echo(f"dispatcher: {fault}", err=True)
+        _fail(f"{len(faults)} of {len(bodies)} requests are not valid; none was sent")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("sending", total=len(bodies))
+        failed = _with_clients(
+            lambda clients: submission.submit(
+                settings, clients, bodies, again=again, sent=lambda: progress.advance(bar)
+            )
+        )
+    for fault in failed[:20]:
+        click.echo(f"dispatcher: {fault}", err=True)
+    if as_json:
+        _print_json({"sent": len(bodies) - len(failed), "failed": len(failed)})
+    else:
+        click.echo(f"sent {len(bodies) - len(failed)} of {len(bodies)} requests")
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.argument("request_id", required=False)
+@_config
+@_json
+def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
+    """Show depth, weight and health of every Region; or, with REQUEST_ID, where that request is."""
+    from dispatcher.commands import status as look
+
+    settings = _loaded(load, config)
+    if request_id is not None:
+        item = _with_clients(lambda clients: look.request(settings, clients, request_id))
+        if item is None:
+            _fail(f"the ledger knows no request {request_id!r}: not received yet, rejected, or forgotten")
+        if as_json:
+            _print_json(item)
+        else:
+            _print_table([[name, value] for name, value in item.items()])
+        return
+    regions = _with_clients(lambda clients: look.regions(settings, clients))
+    if as_json:
+        _print_json({"policy": settings.routing_policy, "regions": regions})
+        return
+    columns = ["depth", "in_flight", "delayed", "threshold", "weight", "share", "health"]
+    rows = [[region, *(str(values[c]) for c in columns)] for region, values in regions.items()]
+    _print_table(rows, ["Region", *columns])
+
+
+def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:
+    try:
+        return loader(config)
+    except ConfigurationError as fault:
+        for line in fault.faults:
+            click.echo(f"dispatcher: {line}", err=True)
+        sys.exit(BAD_CONFIGURATION)
+
+
+def _with_clients(work: Callable[[Any], Any]) -> Any:
+    """Run `work` with AWS clients that are closed afterwards; a fault of AWS ends the command with one line."""
+    from dispatcher.aws.clients import Clients
+    from dispatcher.clock import Clock
+    from dispatcher.telemetry.metrics import Metrics
+
+    async def inside() -> Any:
+        async with Clients(Clock(), Metrics.unread()) as clients:
+            return await work(clients)
+
+    try:
+        return asyncio.run(inside())
+    except (AwsError, DispatcherError) as fault:
+        _fail(str(fault))
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"dispatcher: {message}", err=True)
+    sys.exit(1)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(rows: list[list[str]], columns: list[str] | None = None) -> None:
+    table = Table(*(columns or []), box=None, padding=(0, 2), show_header=bool(columns))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -52,9 +52,16 @@ def _region(value: Any) -> Any:
     return {"queue_url": value} if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
+class HttpSettings(BaseSettings):
+    """Where the endpoints are; all that `dispatcher healthcheck` needs."""
+
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
+    http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose; the contract's default
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+
+
+class Settings(HttpSettings):
     home_region: Annotated[str, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")]
     """Region of the master queue and of the ledger's table."""
     master_queue_url: QueueUrl
@@ -83,8 +90,6 @@ class Settings(BaseSettings):
     """Messages held at once. With 200 kB bodies in every slot, still within 512 MiB."""
     drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
     """From SIGTERM or SIGINT until what is unfinished is handed back."""
-    http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose; the contract's default
-    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] | None = None
     """None: console on a terminal, JSON otherwise."""
@@ -130,10 +135,16 @@ class Settings(BaseSettings):
 
 
 def load(config: Path | None = None) -> Settings:
-    """Return the settings of the environment over those of the TOML file `config`.
+    """Return the settings of the environment over those of the TOML file `config`; raise ConfigurationError."""
+    return _load(Settings, config)
 
-    Raises ConfigurationError with one line per fault, each naming its variable.
-    """
+
+def load_http(config: Path | None = None) -> HttpSettings:
+    """Return where the endpoints are, from the same places; raise ConfigurationError."""
+    return _load(HttpSettings, config)
+
+
+def _load[S: HttpSettings](kind: type[S], config: Path | None) -> S:
     try:
         in_file = (
             {} if config is None else {_key(key): value for key, value in tomllib.loads(config.read_text()).items()}
@@ -143,7 +154,7 @@ def load(config: Path | None = None) -> Settings:
     unknown = sorted(set(in_file) - set(Settings.model_fields))
     faults = [f"{config}: {PREFIX}{key.upper()} is not a setting" for key in unknown]
     try:
-        settings = Settings(**in_file)
+        settings = kind(**in_file)
     except SettingsError as fault:  # a variable that should hold JSON does not
         name = re.search(r'field "(\w+)"', str(fault))
         variable = PREFIX + (name[1].upper() if name else "?")

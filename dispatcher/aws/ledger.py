@@ -155,14 +155,6 @@ class Ledger:
         await self._caller("get_item", TableName=self._table, Key={"request_id": {"S": _PROBE_KEY}})
         self._learn(True)
 
-    async def read(self, request_id: str) -> dict[str, str] | None:
-        """Return the item of a request as text, None if the ledger has none (or has forgotten it)."""
-        answer = await self._caller(
-            "get_item", TableName=self._table, Key={"request_id": {"S": request_id}}, ConsistentRead=True
-        )
-        item = answer.get("Item")
-        return {name: next(iter(value.values())) for name, value in item.items()} if item else None
-
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[ClaimAnswer | Exception]:
@@ -331,6 +323,13 @@ class Ledger:
         outcomes += [AmbiguousError("the answer lacks this statement")] * (len(statements) - len(outcomes))
         self._learn(not all(isinstance(outcome, AwsError) for outcome in outcomes))
         return outcomes
+
+
+async def read_item(call: Caller, table: str, request_id: str) -> dict[str, str] | None:
+    """Return the item of a request, values as text; None if the ledger has none."""
+    answer = await call("get_item", TableName=table, Key={"request_id": {"S": request_id}}, ConsistentRead=True)
+    item = answer.get("Item")
+    return {name: str(next(iter(value.values()))) for name, value in item.items()} if item else None
 
 
 class _ConditionError(Exception):

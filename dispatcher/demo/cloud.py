@@ -58,7 +58,7 @@ def embedded(kind: Literal["ministack", "moto"] | None = None) -> Iterator[Cloud
     command = ministack()
     if kind is None:
         kind = "ministack" if command else "moto"
-    port = _free_port()
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     if kind == "ministack":
         if command is None:
@@ -104,7 +104,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", endpoint: str, kind: str) -> N
     raise NoEmulatorError(f"{kind} did not answer within {START_S:.0f} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

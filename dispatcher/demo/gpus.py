@@ -1,0 +1,58 @@
+"""Simulated Spot GPU workers: each Region's really drain its queue, over the same protocol as real ones."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from dispatcher.aws.master import MasterQueue
+from dispatcher.errors import AwsError
+from dispatcher.model import Delivery, Region
+
+
+@dataclass(slots=True, eq=False)
+class Gpus:
+    """One Region's workers. `served` hears of each request that a worker begins with: its id, and when."""
+
+    region: Region
+    queue: MasterQueue  # an ordinary consumer of any queue
+    workers: int
+    service_s: float
+    random: Random
+    served: Callable[[Region, str, float], None]
+    _busy: dict[asyncio.Task[None], Delivery] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                idle = self.workers - len(self._busy)
+                if idle <= 0:
+                    await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                try:
+                    deliveries = await self.queue.receive(min(10, idle))
+                except AwsError:
+                    await asyncio.sleep(0.5)  # the emulator is ending, or busy; a worker just asks again
+                    continue
+                for delivery in deliveries:
+                    task = group.create_task(self._serve(delivery))
+                    self._busy[task] = delivery
+                    task.add_done_callback(self._busy.pop)
+
+    async def interrupt(self, left: int) -> int:
+        """Spot takes GPUs back until `left` are there: what they work on goes back to the queue. Return how many."""
+        self.workers = left
+        victims = list(self._busy.items())[left:]
+        for task, delivery in victims:
+            task.cancel()
+            await self.queue.keep_invisible(delivery, 0)
+        return len(victims)
+
+    async def _serve(self, delivery: Delivery) -> None:
+        began = time.time()
+        await asyncio.sleep(self.service_s * self.random.uniform(0.7, 1.3))
+        self.served(self.region, str(json.loads(delivery.body)["request_id"]), began)
+        await self.queue.acknowledge(delivery)
