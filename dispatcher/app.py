@@ -49,13 +49,20 @@ class _Adapter(AbstractAsyncContextManager[Any], Protocol):
     def hurry(self) -> None: ...
 
 
+class _StoppedEarly(Exception):  # noqa: N818  not an error: there was nothing to drain
+    """A signal came before what we need had answered."""
+
+
 class StartError(DispatcherError):
     """What the dispatcher needs is not there; the message says what, and what to do."""
 
 
 async def run(settings: Settings) -> None:
     """Run until a signal drained it. Raises StartError, and anything that a loop did not expect."""
-    await _App(settings).run()
+    try:
+        await _App(settings).run()
+    except _StoppedEarly as what:
+        log.info("process.stopped", hint=f"before the {what} had answered")
 
 
 class _App:
@@ -270,12 +277,12 @@ class _App:
             except AwsError as fault:
                 if fault.cause is Cause.MISSING:
                     raise StartError(f"the {what} does not exist ({fault}); check {variable}") from fault
-                if self.lifecycle.draining:
-                    raise StartError(f"stopped before the {what} answered ({fault})") from fault
                 self.metrics.error(Stage.LEDGER if what == "ledger" else Stage.RECEIVE, fault.cause)
                 log.warning("start.waiting", on=what, fault=str(fault))
             await asyncio.sleep(backoff_s(attempt, self.random))
             attempt += 1
+            if self.lifecycle.draining:
+                raise _StoppedEarly(what)
 
     # --- what the endpoints say ---------------------------------------------------------------------------------
 

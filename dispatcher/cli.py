@@ -12,7 +12,6 @@ from urllib.request import urlopen
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
@@ -250,7 +249,7 @@ def _print_json(value: object) -> None:
 
 
 def _print_table(rows: list[list[str]], columns: list[str] | None = None) -> None:
-    table = Table(*(columns or []), box=None, padding=(0, 2), show_header=bool(columns))
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    lines = [*([columns] if columns else []), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # never cut to the terminal's width: ids and URLs are there to be copied
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -25,15 +25,19 @@ class VisibilityExtender:
     metrics: Metrics
 
     async def run(self) -> None:
-        """Run until cancelled. One round at a time: the lane bounds the calls, and a failed one is due again."""
+        """Run until cancelled. A call that hangs delays no other delivery's; a failed one is due again."""
         visibility_s = self.pipeline.terms.visibility_s
         self.heartbeats.expect(NAME, STUCK_S)
-        while True:
-            self.heartbeats.beat(NAME)
-            soon = asyncio.get_running_loop().time() + visibility_s / 2
-            due = [f for f in self.in_flight if f.visible_until < soon and not f.lost and f.step is not Step.ENDED]
-            await asyncio.gather(*map(self._extend, sorted(due, key=lambda flight: flight.visible_until)))
-            await asyncio.sleep(min(1.0, visibility_s / 20))
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self.heartbeats.beat(NAME)
+                soon = asyncio.get_running_loop().time() + visibility_s / 2
+                for flight in sorted(self.in_flight, key=lambda flight: flight.visible_until):
+                    if flight.visible_until >= soon:
+                        break
+                    if not (flight.lost or flight.step is Step.ENDED or flight.changing.locked()):
+                        group.create_task(self._extend(flight))
+                await asyncio.sleep(min(1.0, visibility_s / 20))
 
     async def _extend(self, flight: Flight) -> None:
         try:
