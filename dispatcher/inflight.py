@@ -1,6 +1,7 @@
 """The deliveries that this process holds: how far each has come, how long it is ours, how many slots are free."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -33,12 +34,18 @@ class Flight:
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
 
 
+BODY_BYTES_MAX = 128 * 1024 * 1024
+"""Bodies held, in memory; a few more may come with the polls that are open. A thousand bodies of 1 MiB, each copied
+while it is sent, would not fit into the 512 MiB of the smallest task."""
+
+
 class InFlight:
     """`limit` bounds the deliveries held and those that open polls may still bring, together."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._flights: set[Flight] = set()
+        self._body_bytes = 0
         self.asked = 0  # slots kept for what open polls may bring
 
     def __len__(self) -> int:
@@ -49,6 +56,9 @@ class InFlight:
 
     @property
     def free(self) -> int:
+        """Deliveries that may be asked for now."""
+        if self._body_bytes >= BODY_BYTES_MAX:
+            return 0
         return self.limit - len(self._flights) - self.asked
 
     @property
@@ -69,6 +79,8 @@ class InFlight:
 
     def add(self, flight: Flight) -> None:
         self._flights.add(flight)
+        self._body_bytes += sys.getsizeof(flight.delivery.body)
 
     def remove(self, flight: Flight) -> None:
-        self._flights.discard(flight)
+        self._flights.remove(flight)
+        self._body_bytes -= sys.getsizeof(flight.delivery.body)

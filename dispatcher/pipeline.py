@@ -356,7 +356,10 @@ class Pipeline:
         """Return the end (epoch seconds) of a lease that starts now: always before the visibility's end."""
         shortest = self.terms.send_timeout_s * 2
         if flight.visible_until - _now() - self.terms.margin_s < shortest:
-            await self._until_answered(flight, Stage.EXTEND, self.extend, flight)
+            try:
+                await self._until_answered(flight, Stage.EXTEND, self.extend, flight)
+            except RefusedError as fault:
+                raise LeaseLostError("SQS no longer lets us keep the delivery") from fault
             _still_ours(flight)
         left = flight.visible_until - _now() - self.terms.margin_s
         return self.clock.now() + min(self.terms.lease_s, left)

@@ -87,7 +87,7 @@ class Settings(HttpSettings):
     pollers: Annotated[int, Field(ge=1, le=100)] = 8
     """Concurrent long polls: 8 full ones carry more than one vCPU can dispatch."""
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Messages held at once. With 200 kB bodies in every slot, still within 512 MiB."""
+    """Messages held at once; with their bodies, and those bounded too (`inflight.py`), within 512 MiB."""
     drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
     """From SIGTERM or SIGINT until what is unfinished is handed back."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

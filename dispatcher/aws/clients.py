@@ -15,7 +15,7 @@ from typing import Any, Literal
 import aioboto3
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from dispatcher import __version__
 from dispatcher.aws.faults import classify
@@ -72,7 +72,7 @@ class Caller:
                 answer: Mapping[str, Any] = await getattr(self._client, operation)(**parameters)
             metadata = answer.get("ResponseMetadata") or {}
             outcome = ANSWERED
-        except (ClientError, BotoCoreError, TimeoutError, OSError, ValueError, KeyError) as fault:
+        except Exception as fault:  # an answer that the SDK cannot read is an answer lost
             if isinstance(fault, ClientError):
                 metadata = fault.response.get("ResponseMetadata") or {}
             known = classify(fault)

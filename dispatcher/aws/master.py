@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
+import structlog
+
 from dispatcher.aws.clients import Caller
 from dispatcher.aws.faults import answers_by_entry
 from dispatcher.aws.queues import ENTRIES_MAX
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
 from dispatcher.model import Attribute, Delivery
+
+log = structlog.get_logger()
 
 VISIBILITY_MAX_S = 43200  # SQS: most seconds of invisibility, counted from the receive (ChangeMessageVisibility)
 DELETE_LINGER_S = 0.05  # off the latency path: better full batches
@@ -61,7 +65,13 @@ class MasterQueue:
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount", "AWSTraceHeader"],
         )
-        return [_delivery(message) for message in answer.get("Messages") or [] if message.get("ReceiptHandle")]
+        deliveries = []
+        for message in answer.get("Messages") or []:
+            try:
+                deliveries.append(_delivery(message))
+            except (KeyError, TypeError, ValueError) as fault:  # it returns by itself, and SQS counts the receive
+                log.error("delivery.unreadable", message_id=message.get("MessageId"), fault=repr(fault))
+        return deliveries
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Delete the message. Raises AwsError; with Cause.INVALID the receipt is too old, and it will come again."""

@@ -48,17 +48,18 @@ class Intake:
     async def run(self) -> None:
         """Poll until draining, carry what came, and return when every delivery has ended or was handed back."""
         carriers: set[asyncio.Task[None]] = set()
-        async with asyncio.TaskGroup() as group:
-            polls = [
-                group.create_task(self._poll(f"poller-{n}", carriers), name=f"poller-{n}") for n in range(self.pollers)
-            ]
-            await self.lifecycle.until_draining()
-            deadline = asyncio.get_running_loop().time() + self.drain_s
-            await _wait_until(deadline, polls)  # an open poll is never cancelled while there is time
-            while carriers and asyncio.get_running_loop().time() < deadline:
-                await _wait_until(deadline, carriers)
-            for poll in polls:
-                poll.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                names = [f"poller-{n}" for n in range(self.pollers)]
+                polls = {group.create_task(self._poll(name, carriers), name=name) for name in names}
+                await self.lifecycle.until_draining()
+                deadline = asyncio.get_running_loop().time() + self.drain_s
+                await _wait_until(deadline, polls)  # an open poll is never cancelled while there is time
+                while carriers and await _wait_until(deadline, carriers):
+                    pass
+                for poll in polls:
+                    poll.cancel()
+        finally:  # also when another loop's fault ends the process: what can be handed back is
             await self._cut_off(carriers)
 
     async def _poll(self, name: str, carriers: set[asyncio.Task[None]]) -> None:
@@ -128,7 +129,11 @@ class Intake:
             log.error("drain.not_handed_back", count=len(carriers), hint="they return when their visibility ends")
 
 
-async def _wait_until(deadline: float, tasks: "list[asyncio.Task[None]] | set[asyncio.Task[None]]") -> None:
+async def _wait_until(deadline: float, tasks: set[asyncio.Task[None]]) -> bool:
+    """Wait for the tasks there are now; return False once the deadline (loop time) has passed."""
     left = deadline - asyncio.get_running_loop().time()
-    if tasks and left > 0:
+    if left <= 0:
+        return False
+    if tasks:
         await asyncio.wait(set(tasks), timeout=left)
+    return True
