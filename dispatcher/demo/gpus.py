@@ -1,7 +1,6 @@
 """Simulated Spot GPU workers: each Region's really drain its queue, over the same protocol as real ones."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +13,14 @@ from dispatcher.model import Delivery, Region
 
 @dataclass(slots=True, eq=False)
 class Gpus:
-    """One Region's workers. `served` hears of each request that a worker begins with: its id, and when."""
+    """One Region's workers. `served` hears of each delivery that a worker has served, and when it began."""
 
     region: Region
     queue: MasterQueue  # an ordinary consumer of any queue
     workers: int
     service_s: float
     random: Random
-    served: Callable[[Region, str, float], None]
+    served: Callable[[Region, Delivery, float], None]
     _busy: dict[asyncio.Task[None], Delivery] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -40,12 +39,13 @@ class Gpus:
                 for delivery in deliveries:
                     task = group.create_task(self._serve(delivery))
                     self._busy[task] = delivery
-                    task.add_done_callback(self._busy.pop)
+                    task.add_done_callback(self._idle)
 
     async def interrupt(self, left: int) -> int:
         """Spot takes GPUs back until `left` are there: what they work on goes back to the queue. Return how many."""
+        busy = list(self._busy.items())
+        victims = self.random.sample(busy, round(len(busy) * (self.workers - left) / self.workers))
         self.workers = left
-        victims = list(self._busy.items())[left:]
         for task, delivery in victims:
             task.cancel()
             await self.queue.keep_invisible(delivery, 0)
@@ -54,5 +54,11 @@ class Gpus:
     async def _serve(self, delivery: Delivery) -> None:
         began = time.time()
         await asyncio.sleep(self.service_s * self.random.uniform(0.7, 1.3))
-        self.served(self.region, str(json.loads(delivery.body)["request_id"]), began)
+        task = asyncio.current_task()
+        if task is not None:
+            self._idle(task)  # too late for an interruption to hand it back
+        self.served(self.region, delivery, began)
         await self.queue.acknowledge(delivery)
+
+    def _idle(self, task: asyncio.Task[None]) -> None:
+        self._busy.pop(task, None)

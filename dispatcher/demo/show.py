@@ -31,7 +31,7 @@ from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud, embedded, free_port
 from dispatcher.demo.gpus import Gpus
 from dispatcher.demo.traffic import Submission, traffic
-from dispatcher.model import Outgoing, Region
+from dispatcher.model import Delivery, Outgoing, Region
 from dispatcher.telemetry.metrics import Metrics
 
 HOME = Region("us-east-1")
@@ -61,17 +61,23 @@ class Tally:
     messages_sent: int = 0
     served: dict[str, float] = field(default_factory=dict)  # request id to seconds from submission to a worker
     served_in: Counter[Region] = field(default_factory=Counter)
-    served_again: int = 0  # a second copy, in whatever Region
+    copies: dict[str, set[str]] = field(default_factory=dict)  # request id to the SQS messages that carried it
     rejected: Counter[str] = field(default_factory=Counter)
     last_progress: float = field(default_factory=time.monotonic)
 
-    def serve(self, region: Region, request_id: str, began: float) -> None:
+    def serve(self, region: Region, delivery: Delivery, began: float) -> None:
+        """A worker served a delivery; one that returned from an interrupted worker is no second copy."""
         self.last_progress = time.monotonic()
-        self.served_in[region] += 1
-        if request_id in self.served:
-            self.served_again += 1
-        else:
-            self.served[request_id] = began - self.sent_at[request_id]
+        request_id = str(json.loads(delivery.body)["request_id"])
+        copies = self.copies.setdefault(request_id, set())
+        if delivery.message_id not in copies:
+            copies.add(delivery.message_id)
+            self.served_in[region] += 1
+            self.served.setdefault(request_id, began - self.sent_at[request_id])
+
+    @property
+    def dispatched_twice(self) -> int:
+        return sum(len(copies) > 1 for copies in self.copies.values())
 
 
 async def demo(messages: int, seed: int, console: Console) -> dict[str, Any]:
@@ -243,7 +249,7 @@ class _Stage:
         waits = sorted(tally.served.values())
         duplicates = len(self.submissions) - bad - len(self.valid)
         accounted = tally.rejected.total() == bad and totals.get("duplicate", 0) == duplicates
-        ok = not lost and not tally.served_again and accounted and exit_status == 0
+        ok = not lost and not tally.dispatched_twice and accounted and exit_status == 0
         return {
             "ok": ok,
             "emulator": self.cloud.kind,
@@ -256,7 +262,7 @@ class _Stage:
             "rejected": dict(tally.rejected),
             "rejected_sent": bad,
             "lost": len(lost),
-            "served_twice": tally.served_again,
+            "dispatched_twice": tally.dispatched_twice,
             "seconds_to_worker": {
                 "p50": round(statistics.median(waits), 2) if waits else None,
                 "p99": round(waits[int(len(waits) * 0.99)], 2) if waits else None,
@@ -338,7 +344,7 @@ def report(summary: dict[str, Any]) -> Panel:
     rejected = sum(summary["rejected"].values())
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary["rejected"].items()))
     table.add_row(str(rejected), f"rejected (of {summary['rejected_sent']} bad ones sent): {reasons}")
-    table.add_row(str(summary["served_twice"]), "requests served twice")
+    table.add_row(str(summary["dispatched_twice"]), "requests dispatched twice")
     table.add_row(str(summary["lost"]), "requests lost")
     waits = summary["seconds_to_worker"]
     table.add_row(f"{waits['p50']} s", f"from submission to a worker, median; 99 % within {waits['p99']} s")
