@@ -46,8 +46,9 @@ class Gpus:
         busy = list(self._busy.items())
         victims = self.random.sample(busy, round(len(busy) * (self.workers - left) / self.workers))
         self.workers = left
-        for task, delivery in victims:
+        for task, _ in victims:  # all of them before the first await, or one may finish in between
             task.cancel()
+        for _, delivery in victims:
             await self.queue.keep_invisible(delivery, 0)
         return len(victims)
 

@@ -55,11 +55,10 @@ class Lane[ItemT, ResultT]:
         self._flying = 0
         self._hurried = False
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks = asyncio.TaskGroup()
+        self._flights: set[asyncio.Task[None]] = set()
         self._open = False
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         self._open = True
         return self
 
@@ -69,12 +68,16 @@ class Lane[ItemT, ResultT]:
         self._open = False
         self.hurry()
         try:
-            await self._tasks.__aexit__(kind, fault, trace)
+            while self._flights and fault is None:
+                await asyncio.wait(self._flights)
         finally:  # after a fault or a cancellation something may be left; its callers must not wait for ever
             for entry in self._waiting:
                 if not entry.answer.done():
                     entry.answer.set_exception(LaneClosedError("the lane ended before this item departed"))
             self._waiting.clear()
+            for flight in self._flights:
+                flight.cancel()
+            await asyncio.gather(*self._flights, return_exceptions=True)
 
     async def submit(self, item: ItemT) -> ResultT:
         """Return the item's own result or raise its own error.
@@ -123,7 +126,9 @@ class Lane[ItemT, ResultT]:
             )
             self._waiting_size = sum(entry.size for entry in self._waiting)
             self._flying += 1
-            self._tasks.create_task(self._fly(batch))
+            flight = asyncio.create_task(self._fly(batch))
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
 
     def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
         return self._key_of(entry.item) if self._key_of else entry
