@@ -67,8 +67,9 @@ class InFlight:
 
     @property
     def unrouted(self) -> int:
-        """Deliveries, here or on their way here, that have no Region yet."""
-        return self.asked + sum(flight.region is None and flight.step < Step.SENDING for flight in self._flights)
+        """Deliveries, here or on their way here, that will look for a Region now; parked ones looked already."""
+        looking = (f for f in self._flights if f.region is None and not f.parked and f.step < Step.SENDING)
+        return self.asked + sum(1 for _ in looking)
 
     def ask(self, count: int) -> None:
         """Keep `count` slots for a poll; give all of them back with `answered` when it ends, however it ends."""

@@ -2,6 +2,7 @@
 contacted. Everything else that could be a setting and that nobody would turn is a constant beside its use.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dispatcher.errors import ConfigurationError
 from dispatcher.model import Region
@@ -30,6 +31,7 @@ def _queue_url(value: Any) -> Any:
 
 
 QueueUrl = Annotated[str, BeforeValidator(_queue_url)]
+RegionName = Annotated[Region, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")]
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -48,6 +50,13 @@ class RegionSettings(BaseModel):
     """Visible messages at which it gets no more; None: DISPATCHER_OVERLOAD_THRESHOLD."""
 
 
+def _json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as fault:
+        raise ValueError(f"must be JSON: {fault}") from fault
+
+
 def _region(value: Any) -> Any:
     return {"queue_url": value} if isinstance(value, str) else value
 
@@ -62,10 +71,15 @@ class HttpSettings(BaseSettings):
 
 
 class Settings(HttpSettings):
-    home_region: Annotated[str, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")]
+    home_region: RegionName
     """Region of the master queue and of the ledger's table."""
     master_queue_url: QueueUrl
-    regions: dict[Region, Annotated[RegionSettings, BeforeValidator(_region)]] = Field(min_length=1)
+    regions: Annotated[
+        dict[RegionName, Annotated[RegionSettings, BeforeValidator(_region)]],
+        NoDecode,
+        BeforeValidator(_json),
+        Field(min_length=1),
+    ]
     ledger_table: Name
     dead_letter_queue_url: QueueUrl | None = None
     """Where rejected messages go; None: the master queue's redrive target."""
@@ -153,12 +167,10 @@ def _load[S: HttpSettings](kind: type[S], config: Path | None) -> S:
         raise ConfigurationError([f"{config}: cannot be read: {fault}"]) from fault
     unknown = sorted(set(in_file) - set(Settings.model_fields))
     faults = [f"{config}: {PREFIX}{key.upper()} is not a setting" for key in unknown]
+    # a variable replaces the file's value whole; the library would merge the two mappings of Regions
+    in_file = {key: value for key, value in in_file.items() if not os.environ.get(PREFIX + key.upper())}
     try:
         settings = kind(**in_file)
-    except SettingsError as fault:  # a variable that should hold JSON does not
-        name = re.search(r'field "(\w+)"', str(fault))
-        variable = PREFIX + (name[1].upper() if name else "?")
-        raise ConfigurationError([*faults, f"{variable}: must be JSON: {fault.__cause__}"]) from fault
     except ValidationError as invalid:
         raise ConfigurationError([*faults, *(_line(error) for error in invalid.errors(include_url=False))]) from invalid
     if faults:

@@ -63,6 +63,10 @@ _CAUSES: Mapping[str, Cause] = {
 }  # fmt: skip
 
 
+# An entry at which the service itself failed: what a 5xx is for a whole call.
+_SERVICE_FAILED = {"InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable"}
+
+
 def classify(fault: BaseException) -> AwsError:
     """Return what became of a call that raised `fault`."""
     if isinstance(fault, ClientError):
@@ -108,8 +112,12 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
     answers: list[T | Exception] = [AmbiguousError("the answer does not mention this entry") for _ in range(count)]
     for entry in answer.get("Failed") or []:
         code = str(entry.get("Code") or "")
+        detail = f"{code}: {entry.get('Message') or ''}"
+        if code.rpartition(".")[2] in _SERVICE_FAILED:
+            _put(answers, entry, AmbiguousError(detail, code))
+            continue
         cause = cause_of(code) or (Cause.INVALID if entry.get("SenderFault") else Cause.REFUSED)
-        _put(answers, entry, RefusedError(cause, f"{code}: {entry.get('Message') or ''}", code))
+        _put(answers, entry, RefusedError(cause, detail, code))
     for entry in answer.get("Successful") or []:
         _put(answers, entry, success(entry))
     return answers

@@ -7,6 +7,7 @@ what it carries.
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -128,24 +129,20 @@ class Lane[ItemT, ResultT]:
             self._flying += 1
             flight = asyncio.create_task(self._fly(batch))
             self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+            flight.add_done_callback(partial(self._landed, batch))
 
     def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
         return self._key_of(entry.item) if self._key_of else entry
 
     async def _fly(self, batch: list[_Entry[ItemT, ResultT]]) -> None:
+        batch = [entry for entry in batch if not entry.answer.done()]  # whose caller has gone is withdrawn till now
+        if not batch:
+            return
         results: Sequence[ResultT | Exception]
         try:
             results = await self._flush([entry.item for entry in batch])
-        except Exception as fault:
+        except Exception as fault:  # each of the batch gets it
             results = [fault] * len(batch)
-        except BaseException:
-            for entry in batch:
-                if not entry.answer.done():
-                    entry.answer.set_exception(AmbiguousError("the call was cut off"))
-            raise
-        finally:
-            self._flying -= 1
         missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
         for entry, result in zip(batch, [*results, *missing], strict=False):
             if entry.answer.done():
@@ -154,4 +151,12 @@ class Lane[ItemT, ResultT]:
                 entry.answer.set_exception(result)
             else:
                 entry.answer.set_result(result)
+
+    def _landed(self, batch: list[_Entry[ItemT, ResultT]], flight: asyncio.Task[None]) -> None:
+        """However the flight ended, cancelled before its first step included, nobody waits on."""
+        self._flights.discard(flight)
+        self._flying -= 1
+        for entry in batch:
+            if not entry.answer.done():
+                entry.answer.set_exception(AmbiguousError("the call was cut off"))
         self._depart()

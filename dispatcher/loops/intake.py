@@ -70,6 +70,7 @@ class Intake:
             count = min(RECEIVE_MAX, self.gate.room())
             if count == 0:
                 await self.board.change()
+                await asyncio.sleep(0)  # what is parked here was woken too: it takes its places first
                 continue
             self.in_flight.ask(count)
             try:

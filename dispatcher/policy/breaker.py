@@ -21,6 +21,7 @@ class Breaker:
         self._on_trial = False
         self._in_a_row = 0
         self._window: deque[tuple[float, bool]] = deque()
+        self._failures = 0  # in the window
 
     def admits(self) -> bool:
         """Whether a call may start now. Half-open, that is one call, whose end `record` hears of."""
@@ -33,18 +34,20 @@ class Breaker:
         """Learn how a call ended at `now` (seconds, any steady clock)."""
         self._on_trial = False
         if succeeded and self.state is not BreakerState.CLOSED:
-            self._window.clear()  # a new start: what failed before it opened is not held against it
+            self._window.clear()
+            self._failures = 0  # a new start: what failed before it opened is not held against it
         self._window.append((now, succeeded))
+        self._failures += not succeeded
         while self._window[0][0] < now - WINDOW_S:
-            self._window.popleft()
+            _, did_succeed = self._window.popleft()
+            self._failures -= not did_succeed
         if succeeded:
             self._in_a_row = 0
             if self.state is BreakerState.HALF_OPEN:
                 self.state = BreakerState.CLOSED
         else:
             self._in_a_row += 1
-        failures = sum(not ok for _, ok in self._window)
-        half = len(self._window) >= CALLS_IN_WINDOW_MIN and 2 * failures >= len(self._window)
+        half = len(self._window) >= CALLS_IN_WINDOW_MIN and 2 * self._failures >= len(self._window)
         if not succeeded and (self.state is BreakerState.HALF_OPEN or self._in_a_row >= FAILURES_IN_A_ROW or half):
             self.state = BreakerState.OPEN
 

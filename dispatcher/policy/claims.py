@@ -44,8 +44,8 @@ def judge(old: Record, request: ClaimRequest, now: float) -> Claimed | Duplicate
         return DifferentWork()
     if old.state == State.DISPATCHED:
         return Duplicate()
-    if old.state != State.CLAIMED:  # released or rejected: certainly in no Region
+    if old.state in (State.RELEASED, State.REJECTED):  # certainly in no Region
         return Lapsed(old.state, old.token, old.lease_end, None)
-    if float(old.lease_end) <= now:
+    if float(old.lease_end) <= now:  # claimed, or a state that only a newer version knows
         return Lapsed(old.state, old.token, old.lease_end, old.region)
     return Held(float(old.lease_end))

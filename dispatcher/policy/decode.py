@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -18,7 +19,8 @@ GENERATION = "dispatcher.generation"
 
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
-_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
+_INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?#].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
 
 
 def _printable(value: str) -> str:
@@ -28,9 +30,7 @@ def _printable(value: str) -> str:
 
 
 def _input_url(value: str) -> str:
-    url = urlsplit(value)
-    bucket_and_key = url.scheme == "s3" and url.netloc and len(url.path) > 1
-    if not value.isprintable() or not (bucket_and_key or (url.scheme == "https" and url.hostname)):
+    if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).netloc):
         raise ValueError("must be s3://bucket/key or https://…")
     return value
 
@@ -45,7 +45,7 @@ def _rfc_3339(value: str) -> str:
     match = _RFC_3339.fullmatch(value)
     if match is None:
         raise ValueError("must be an RFC 3339 date-time with an offset")
-    day, minute, second, _, offset = match.groups()
+    day, minute, second, _, offset, _ = match.groups()
     second = "59" if second == "60" else second  # RFC 3339 allows a leap second; datetime does not
     datetime.fromisoformat(f"{day}T{minute}:{second}{offset.upper()}")
     return value
@@ -82,12 +82,15 @@ def decode(body: str, attributes: Mapping[str, Attribute]) -> Message:
 
 
 def _json_object(body: str) -> dict[str, Any]:
-    repeated: list[str] = []
+    twice: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal repeated  # the outermost object is collected last, so its verdict stands
+        nonlocal twice  # the outermost object is collected last, so its verdict stands
         fields = dict(pairs)
-        repeated = [] if len(fields) == len(pairs) else [key for key, _ in pairs]
+        twice = []
+        if len(fields) < len(pairs):
+            times = Counter(key for key, _ in pairs)
+            twice = sorted(key for key in _Body.model_fields if times[key] > 1)
         return fields
 
     def no_constant(name: str) -> None:
@@ -101,7 +104,6 @@ def _json_object(body: str) -> dict[str, Any]:
         raise PoisonError(f"body is not JSON: {fault}") from None
     if not isinstance(fields, dict):
         raise PoisonError("body is not a JSON object")
-    twice = sorted({key for key in repeated if repeated.count(key) > 1} & _Body.model_fields.keys())
     if twice:  # readers disagree on which one counts, and the id must mean one thing
         raise PoisonError(f"{', '.join(twice)}: given more than once")
     return fields

@@ -24,11 +24,8 @@ def _weight(name: str, attribute: Attribute) -> int:
 def forwarded(
     body: str, client: Mapping[str, Attribute], ours: Iterable[tuple[str, Attribute]], *, bytes_max: int = BYTES_MAX
 ) -> dict[str, Attribute]:
-    """Return the client's attributes, then each of ours that still fits, in their order.
-
-    The prefix is ours: what a client put under it stays behind, but for the generation, which is a sender's to set.
-    """
-    kept = {name: value for name, value in client.items() if not name.startswith(PREFIX) or name == GENERATION}
+    """Return the client's attributes, then each of ours that still fits, in their order."""
+    kept = _of_the_client(client)
     size = size_of(body, kept)
     for name, attribute in ours:
         more = _weight(name, attribute)
@@ -43,13 +40,17 @@ def rejected(
 ) -> dict[str, Attribute]:
     """Return the client's attributes with the reason among them.
 
-    With ten client attributes the last by name yields to it. With no byte to spare the reason is cut, or stays out.
+    With ten client attributes the last by name yields to it. With few bytes to spare the reason is cut; with none it
+    stays out, and nothing yields.
     """
-    kept = {name: value for name, value in client.items() if name != REASON}
-    while len(kept) >= ATTRIBUTES_MAX:
-        del kept[max(kept)]
-    room = min(bytes_max - size_of(body, kept) - len(REASON) - len("String"), _REASON_BYTES_MAX)
+    kept = _of_the_client(client)
+    fewer = dict(sorted(kept.items())[: ATTRIBUTES_MAX - 1]) if len(kept) >= ATTRIBUTES_MAX else kept
+    room = min(bytes_max - size_of(body, fewer) - len(REASON) - len("String"), _REASON_BYTES_MAX)
     text = reason.encode("ascii", "backslashreplace").decode()  # SQS refuses some characters; a reason must not be one
-    if room > 0 and text:
-        kept[REASON] = Attribute("String", "".join(c if c.isprintable() else "?" for c in text)[:room])
-    return kept
+    text = "".join(c if c.isprintable() else "?" for c in text)[: max(0, room)]
+    return fewer | {REASON: Attribute("String", text)} if text else kept
+
+
+def _of_the_client(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """Leave out what a client put under our prefix, but for the generation, which is a sender's to set."""
+    return {name: value for name, value in attributes.items() if not name.startswith(PREFIX) or name == GENERATION}
