@@ -121,6 +121,8 @@ class _App:
             home = await clients.open("sqs", self.home, pool=POOL, attempts=3)
             table = await clients.open("dynamodb", self.home, pool=POOL, attempts=3)
             senders = {region: await self._sender(clients, region) for region in settings.regions}
+            for caller in (home, *senders.values()):
+                caller.prepare("get_queue_attributes", "get_queue_url")
 
             ledger = Ledger(
                 settings.ledger_table,
@@ -143,6 +145,7 @@ class _App:
                     rules.queue_url,
                     senders[region],
                     admits=partial(self.board.admits, region),
+                    withdraw=partial(self.board.withdraw, region),
                     learn=partial(self.board.learn, region),
                 )
                 for region, rules in settings.regions.items()

@@ -41,7 +41,7 @@ class _Place:
 
 
 class Board:
-    """`slots`: how many messages the process may hold; a Region may hold up half of them."""
+    """`slots`: how many messages the process may hold; one Region of several may hold up half."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Board:
     ) -> None:
         self._places = {region: _Place(rules, known_at=now()) for region, rules in regions.items()}
         self._ttl_s = ttl_s
-        self._under_way_max = max(1, slots // 2)
+        self._under_way_max = max(1, slots // 2) if len(regions) > 1 else slots
         self._now = now
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
         self._changed = asyncio.Event()
@@ -77,6 +77,10 @@ class Board:
         """Whether a call that sends messages there may start now; the end of one that may goes to `learn`."""
         return self._places[region].breaker.admits()
 
+    def withdraw(self, region: Region) -> None:
+        """A call that `admits` let through was not made after all."""
+        self._places[region].breaker.withdraw()
+
     def learn(self, region: Region, succeeded: bool) -> None:
         """Take the end of a call that sent messages there."""
         self._places[region].breaker.record(succeeded, self._now())
@@ -84,19 +88,18 @@ class Board:
 
     # --- choosing -----------------------------------------------------------------------------------------------
 
-    def serves(self, model: str) -> bool:
-        return any(place.rules.serves(model) for place in self._places.values())
+    def serving(self, model: str) -> set[Region]:
+        """Return the Regions that serve a model and are not withdrawn, whether or not they may get more now."""
+        places = self._places.items()
+        return {region for region, place in places if place.rules.weight > 0 and place.rules.serves(model)}
 
     def book(self, flight: Flight, model: str, without: Collection[Region] = ()) -> Region | None:
         """Choose a Region and book a place there in one step; None: nobody may get this message now.
 
         A place that the flight had elsewhere is given up only when a new one is found.
         """
-        able = {
-            region: view
-            for region, view in self.views().items()
-            if region not in without and self._places[region].rules.serves(model)
-        }
+        serving = self.serving(model)
+        able = {region: view for region, view in self.views().items() if region in serving and region not in without}
         split = shares(able)
         if not split:
             return None
@@ -104,11 +107,11 @@ class Board:
         self._move(flight, region)
         return region
 
-    def book_at(self, flight: Flight, region: Region) -> bool:
-        """Move the flight's place to `region` if that may get a message now."""
+    def book_at(self, flight: Flight, model: str, region: Region) -> bool:
+        """Move the flight's place to `region` if that may get this message now."""
         if flight.region == region:
             return True
-        if region not in self._places or not self.view(region).budget:
+        if region not in self.serving(model) or region not in self.shares():
             return False
         self._move(flight, region)
         return True

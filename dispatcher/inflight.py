@@ -30,6 +30,7 @@ class Flight:
     claim: Claimed | None = None
     region: Region | None = None  # where a place is booked for it
     parked: bool = False  # waits for a Region
+    refused_by: dict[Region, str] = field(default_factory=dict)  # the Regions that cannot take it, and what they said
     lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
 
@@ -44,7 +45,7 @@ class InFlight:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._flights: set[Flight] = set()
+        self._flights: dict[Flight, int] = {}  # and the memory of each one's body
         self._body_bytes = 0
         self.asked = 0  # slots kept for what open polls may bring
 
@@ -79,9 +80,8 @@ class InFlight:
         self.asked -= count
 
     def add(self, flight: Flight) -> None:
-        self._flights.add(flight)
-        self._body_bytes += sys.getsizeof(flight.delivery.body)
+        self._flights[flight] = sys.getsizeof(flight.delivery.body)
+        self._body_bytes += self._flights[flight]
 
     def remove(self, flight: Flight) -> None:
-        self._flights.remove(flight)
-        self._body_bytes -= sys.getsizeof(flight.delivery.body)
+        self._body_bytes -= self._flights.pop(flight)

@@ -7,7 +7,7 @@ ends a delivery early is an exception with a name.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -153,14 +153,14 @@ class Pipeline:
 
     def _decode(self, delivery: Delivery) -> Message:
         message = decode(delivery.body, delivery.attributes)
-        if not self.board.serves(message.model_name):
+        if not self.board.serving(message.model_name):
             raise PoisonError(f"model_name: no Region serves {message.model_name!r}")
         return message
 
     async def _route(self, flight: Flight, message: Message) -> Region:
         """Return the Region where a place is booked; wait, unclaimed, while nobody may get this message."""
         try:
-            while (region := self.board.book(flight, message.model_name)) is None:
+            while (region := self.board.book(flight, message.model_name, without=flight.refused_by)) is None:
                 flight.parked = True
                 await self.board.change()
                 _still_ours(flight)
@@ -182,7 +182,7 @@ class Pipeline:
                     flight.claim = claim
                     return claim
                 case Lapsed() as old:
-                    if old.region is not None and self.board.book_at(flight, old.region):
+                    if old.region is not None and self.board.book_at(flight, message.model_name, old.region):
                         region = old.region  # a copy may be there: let a second one be there too, not elsewhere
                     taking = replace(request, region=region)
                     taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
@@ -207,7 +207,7 @@ class Pipeline:
         A definite refusal goes on to another Region, in the ledger first. After a lost answer the same Region is
         tried again for what is left of the lease; then claim and Region are kept, and both lapse.
         """
-        refusals: dict[Region, str] = {}  # by Region; the text only if it was the message that was refused
+        tried = set(flight.refused_by)
         lost_answers = 0
         while True:
             claim = flight.claim = await self._long_enough(flight, claim, may_renew=not lost_answers)
@@ -230,11 +230,12 @@ class Pipeline:
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
                     continue
                 flight.step = Step.CLAIMING
-                poisonous = isinstance(fault, RefusedError) and fault.cause is Cause.INVALID
-                refusals[claim.region] = str(fault) if poisonous else ""
-                region = self.board.book(flight, message.model_name, without=refusals)
+                tried.add(claim.region)
+                if isinstance(fault, RefusedError) and fault.cause is Cause.INVALID:
+                    flight.refused_by[claim.region] = str(fault)
+                region = self.board.book(flight, message.model_name, without=tried)
                 if region is None:
-                    await self._release(flight, claim, refusals)
+                    await self._release(flight, message, claim)
                     return None
                 claim = flight.claim = await self._until_answered(
                     flight, Stage.LEDGER, self.ledger.retarget, claim, region
@@ -246,14 +247,14 @@ class Pipeline:
             self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
             return Sent(claim, sqs_message_id)
 
-    async def _release(self, flight: Flight, claim: Claimed, refusals: Mapping[Region, str]) -> None:
-        """Release the claim of a message that every Region refused; if all refused its contents, raise PoisonError."""
-        poison = all(refusals.values())
+    async def _release(self, flight: Flight, message: Message, claim: Claimed) -> None:
+        """Release the claim of a message that nobody takes now; if no Region can ever take it, raise PoisonError."""
+        poison = self.board.serving(message.model_name) <= flight.refused_by.keys()
         await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=poison))
         flight.step, flight.claim = Step.RECEIVED, None
         self.board.unbook(flight)
         if poison:
-            raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(refusals.items())))
+            raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
@@ -276,7 +277,7 @@ class Pipeline:
     async def _hide(self, flight: Flight, until: float) -> None:
         """Make the message visible again when the other claim's lease ends, not before."""
         log.info("message.held", message_id=flight.delivery.message_id, until=until)
-        await self._end_visibility(flight, self._seconds_past(until))
+        await self._until(flight, until)
 
     async def _reject(self, flight: Flight, reason: str) -> Outcome:
         """Put the message, body untouched, on the dead-letter queue with the reason; then it leaves the master."""
@@ -302,7 +303,8 @@ class Pipeline:
             self.metrics.error(stage, cause)
         log.warning("message.left", message_id=flight.delivery.message_id, step=flight.step.name, fault=str(fault))
         if flight.step is Step.SENDING and flight.claim is not None:
-            await self._end_visibility(flight, self._seconds_past(flight.claim.lease_end))
+            self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
+            await self._until(flight, flight.claim.lease_end)
         return Outcome.FAILED
 
     # --- time ---------------------------------------------------------------------------------------------------
@@ -322,6 +324,10 @@ class Pipeline:
                 flight.lost = fault.cause is Cause.INVALID
                 raise
             flight.visible_until = asked_at + self.terms.visibility_s
+        if flight.step is Step.ACCEPTED and flight.claim is not None:
+            # its confirmation is late: a twin must not take it for dead meanwhile. Visibility first, then lease
+            with suppress(LeaseLostError):
+                flight.claim = await self.ledger.renew(flight.claim, await self._next_lease_end(flight))
 
     async def hand_back(self, flight: Flight) -> Outcome:
         """Do what can be done for a delivery whose carrying was cut off (decisions 13); say how it ended."""
@@ -329,8 +335,8 @@ class Pipeline:
             if flight.step is Step.ACCEPTED:
                 await self.master.acknowledge(flight.delivery)
                 return Outcome.DISPATCHED
-            if flight.step is Step.SENDING:
-                return Outcome.FAILED  # a Region may have it: claim and visibility lapse by themselves
+            if flight.step in (Step.SENDING, Step.ENDED):
+                return Outcome.FAILED  # a Region may have it, or the last word on it was given: all lapses by itself
             if flight.claim is not None:
                 with suppress(LeaseLostError):  # the claim was not written, or is another's by now
                     await self.ledger.release(flight.claim)
@@ -341,16 +347,17 @@ class Pipeline:
         return Outcome.RELEASED
 
     async def _end_visibility(self, flight: Flight, seconds: int) -> None:
-        """The last word on the delivery's visibility; no extension comes after it."""
+        """The last word on the delivery's visibility: no extension comes after it. Raises AwsError."""
         async with flight.changing:
             flight.step = Step.ENDED
-            try:
-                await self.master.keep_invisible(flight.delivery, seconds)
-            except AwsError as fault:
-                self.metrics.error(Stage.EXTEND, fault.cause)
+            await self.master.keep_invisible(flight.delivery, seconds)
 
-    def _seconds_past(self, lease_end: float) -> int:
-        return max(0, math.ceil(lease_end - self.clock.now())) + 1
+    async def _until(self, flight: Flight, lease_end: float) -> None:
+        """Make the message visible just after a lease ends; if that fails, it is when its visibility ends."""
+        try:
+            await self._end_visibility(flight, max(0, math.ceil(lease_end - self.clock.now())) + 1)
+        except AwsError as fault:
+            self.metrics.error(Stage.EXTEND, fault.cause)
 
     async def _next_lease_end(self, flight: Flight) -> float:
         """Return the end (epoch seconds) of a lease that starts now: always before the visibility's end."""

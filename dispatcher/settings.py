@@ -50,6 +50,10 @@ class RegionSettings(BaseModel):
     """Visible messages at which it gets no more; None: DISPATCHER_OVERLOAD_THRESHOLD."""
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -104,8 +108,8 @@ class Settings(HttpSettings):
     """Messages held at once; with their bodies, and those bounded too (`inflight.py`), within 512 MiB."""
     drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
     """From SIGTERM or SIGINT until what is unfinished is handed back."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "console"] | None = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] | None = None
     """None: console on a terminal, JSON otherwise."""
 
     @classmethod
@@ -136,10 +140,12 @@ class Settings(HttpSettings):
 
     @model_validator(mode="after")
     def _every_queue_is_used_once(self) -> Self:
-        urls = [(self.home_region, self.master_queue_url)]
-        urls += [(region, regional.queue_url) for region, regional in self.regions.items()]
-        if len(set(urls)) < len(urls):
+        master = (self.home_region, self.master_queue_url)
+        regional_urls = [(region, regional.queue_url) for region, regional in self.regions.items()]
+        if master in regional_urls:
             raise ValueError("DISPATCHER_REGIONS: the master queue cannot be a regional queue too")
+        if (self.home_region, self.dead_letter_queue_url) in [master, *regional_urls]:
+            raise ValueError("DISPATCHER_DEAD_LETTER_QUEUE_URL: must be a queue of its own")
         if not any(regional.weight > 0 for regional in self.regions.values()):
             raise ValueError("DISPATCHER_REGIONS: at least one Region needs a weight above 0")
         return self

@@ -285,10 +285,11 @@ class Ledger:
             await self._write(
                 "update_item",
                 Key={"request_id": {"S": claim.request_id}},
-                UpdateExpression=f"SET {sets}",
+                UpdateExpression=f"SET #expires = :expires, {sets}",
                 ConditionExpression="#owner = :owner AND #state <> :dispatched",
-                ExpressionAttributeNames={"#owner": "owner", "#state": "state", **names},
+                ExpressionAttributeNames={"#owner": "owner", "#state": "state", "#expires": "expires_at", **names},
                 ExpressionAttributeValues={
+                    ":expires": {"N": str(int(self._clock.now() + self._retention_s))},
                     ":owner": {"S": claim.token},
                     ":dispatched": {"S": State.DISPATCHED},
                     **values,
@@ -373,7 +374,7 @@ def _record(item: Mapping[str, Any]) -> Record:
         region=Region(region) if region else None,
         work=text("work", "S", ""),
         generation=int(float(text("generation", "N", "0"))),
-        expires_at=float(text("expires_at", "N", "0")),
+        expires_at=float(text("expires_at", "N", "inf")),
     )
 
 

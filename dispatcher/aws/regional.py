@@ -25,12 +25,16 @@ class SendingQueue:
         caller: Caller,
         *,
         admits: Callable[[], bool] = lambda: True,
+        withdraw: Callable[[], None] = lambda: None,
         learn: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """The breaker: `admits` is asked before each call, `learn` hears whether the queue worked."""
+        """The breaker: `admits` is asked before each call; then `learn` hears whether the queue worked, or `withdraw`
+        that the call was not made.
+        """
         self.url = url
         self._call = caller
         self._admits = admits
+        self._withdraw = withdraw
         self._learn = learn
         self._sends = Lane(
             self._send,
@@ -62,6 +66,10 @@ class SendingQueue:
     async def _send(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
         if not self._admits():
             return [HeldOffError("the breaker is open")] * len(batch)
+        return await self._send_departing(batch)
+
+    async def _send_departing(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        """Send those that may still depart now; each hears so, or stays."""
         answers: dict[int, str | Exception] = {}
         for i, out in enumerate(batch):
             try:
@@ -72,7 +80,7 @@ class SendingQueue:
         if going:
             answers |= zip(going, await self._send_now([batch[i] for i in going]), strict=True)
         else:
-            self._learn(True)  # the call that the breaker admitted is over; the queue did nothing wrong
+            self._withdraw()
         return [answers[i] for i in range(len(batch))]
 
     async def _send_now(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
@@ -85,7 +93,8 @@ class SendingQueue:
         except AwsError as fault:
             if fault.code.endswith(_TOO_LONG) and len(batch) > 1:  # this queue takes less at once; nothing was sent
                 half = len(batch) // 2
-                return [*await self._send_now(batch[:half]), *await self._send_now(batch[half:])]
+                first, second = batch[:half], batch[half:]
+                return [*await self._send_departing(first), *await self._send_departing(second)]
             self._learn(False)
             return [fault] * len(batch)
         answers: list[str | Exception] = answers_by_entry(

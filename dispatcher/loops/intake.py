@@ -73,6 +73,7 @@ class Intake:
                 await asyncio.sleep(0)  # what is parked here was woken too: it takes its places first
                 continue
             self.in_flight.ask(count)
+            asked_at = asyncio.get_running_loop().time()
             try:
                 deliveries = await self.receive(count)
             except AwsError as fault:
@@ -86,14 +87,15 @@ class Intake:
             finally:
                 self.in_flight.answered(count)
             for delivery in deliveries:
-                self._take(delivery, carriers)
+                self._take(delivery, asked_at, carriers)
             if failures:
                 await asyncio.sleep(backoff_s(failures - 1, self.random))
         self.heartbeats.forget(name)
 
-    def _take(self, delivery: Delivery, carriers: set[asyncio.Task[None]]) -> None:
-        now = asyncio.get_running_loop().time()
-        flight = Flight(delivery, received_at=now, visible_until=now + self.pipeline.terms.visibility_s)
+    def _take(self, delivery: Delivery, asked_at: float, carriers: set[asyncio.Task[None]]) -> None:
+        # SQS counts from when it handed the message out, which may be any moment since the poll was opened
+        visible_until = asked_at + self.pipeline.terms.visibility_s
+        flight = Flight(delivery, received_at=asyncio.get_running_loop().time(), visible_until=visible_until)
         self.in_flight.add(flight)
         self.metrics.received.inc()
         carrier = asyncio.create_task(self._carry(flight), name=f"carry:{delivery.message_id}")

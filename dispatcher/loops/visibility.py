@@ -26,18 +26,19 @@ class VisibilityExtender:
 
     async def run(self) -> None:
         """Run until cancelled. A call that hangs delays no other delivery's; a failed one is due again."""
-        visibility_s = self.pipeline.terms.visibility_s
+        terms = self.pipeline.terms
+        every_s = min(terms.visibility_s, terms.lease_s) / 2  # a lease is renewed with the visibility
         self.heartbeats.expect(NAME, STUCK_S)
         async with asyncio.TaskGroup() as group:
             while True:
                 self.heartbeats.beat(NAME)
-                soon = asyncio.get_running_loop().time() + visibility_s / 2
+                soon = asyncio.get_running_loop().time() + terms.visibility_s - every_s
                 for flight in sorted(self.in_flight, key=lambda flight: flight.visible_until):
                     if flight.visible_until >= soon:
                         break
                     if not (flight.lost or flight.step is Step.ENDED or flight.changing.locked()):
                         group.create_task(self._extend(flight))
-                await asyncio.sleep(min(1.0, visibility_s / 20))
+                await asyncio.sleep(min(1.0, every_s / 10))
 
     async def _extend(self, flight: Flight) -> None:
         try:

@@ -30,6 +30,10 @@ class Breaker:
             return True
         return self.state is BreakerState.CLOSED
 
+    def withdraw(self) -> None:
+        """The call that `admits` let through was never made: nothing was learnt of it, and another may be."""
+        self._on_trial = False
+
     def record(self, succeeded: bool, now: float) -> None:
         """Learn how a call ended at `now` (seconds, any steady clock)."""
         self._on_trial = False

@@ -20,7 +20,7 @@ GENERATION = "dispatcher.generation"
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
-_INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?#].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
+_INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
 
 
 def _printable(value: str) -> str:
@@ -30,7 +30,7 @@ def _printable(value: str) -> str:
 
 
 def _input_url(value: str) -> str:
-    if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).netloc):
+    if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).hostname):
         raise ValueError("must be s3://bucket/key or https://…")
     return value
 

@@ -65,13 +65,17 @@ class Metrics:
         self.eligible = gauge("region_eligible", "1 while the Region may get new messages.", "target_region")
         self.share = gauge("region_share", "Share of new messages; sums to 1 over the eligible.", "target_region")
         self.expected_wait = gauge(
-            "region_expected_wait_seconds", "Wait that a new message would meet; NaN: no estimate.", "target_region"
+            "region_expected_wait_seconds",
+            "Wait that a new message would meet; 0 while there is no estimate.",
+            "target_region",
         )
         self.drain_rate = gauge(
-            "region_drain_per_second", "Messages that its workers take per second; NaN: no estimate.", "target_region"
+            "region_drain_per_second",
+            "Messages that its workers take per second; 0 while there is no estimate.",
+            "target_region",
         )
         self.model_error = gauge(
-            "routing_model_error_ratio", "Error of the projected depths; NaN while the policy projects none."
+            "routing_model_error_ratio", "Error of the projected depths; 0 while the policy projects none."
         )
         self.policy_info = gauge("routing_policy_info", "1 for the policy in force.", "policy")
         self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency")
@@ -96,15 +100,14 @@ class Metrics:
             self.depth_read_at.labels(region)
             self.eligible.labels(region)
             self.share.labels(region)
-            self.expected_wait.labels(region).set(float("nan"))
-            self.drain_rate.labels(region).set(float("nan"))
+            self.expected_wait.labels(region)
+            self.drain_rate.labels(region)
             self.breaker_open.labels(region)
         for queue in QUEUES:
             for region in [home] if queue.startswith("master") else regions:
                 for state in STATES:
                     self.queue_messages.labels(queue, region, state)
         self.breaker_open.labels("ledger")
-        self.model_error.set(float("nan"))
         self.policy_info.labels(policy).set(1)
         self.in_flight_limit.set(in_flight_limit)
         self.build_info.labels(version, revision, platform.python_version()).set(1)
