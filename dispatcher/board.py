@@ -107,6 +107,10 @@ class Board:
         self._move(flight, region)
         return region
 
+    def open_to(self, model: str, without: Collection[Region] = ()) -> bool:
+        """Whether some Region may get a message of this model now."""
+        return any(region not in without for region in self.shares().keys() & self.serving(model))
+
     def book_at(self, flight: Flight, model: str, region: Region) -> bool:
         """Move the flight's place to `region` if that may get this message now."""
         if flight.region == region:

@@ -56,7 +56,8 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOST_ANSWERS_MAX = 3
-"""Sends of one delivery whose answers were lost. Each may have gone through; more would buy copies, not certainty."""
+"""Sends of one delivery whose answers were lost, while another Region could take its next delivery. Each may have gone
+through; more would buy copies, not certainty."""
 RECEIVE_MAX_S = 43200
 """SQS: the longest that one receive can keep a message, extensions included (ChangeMessageVisibility reference)."""
 SECOND_LOOK_S = 1.0
@@ -204,13 +205,16 @@ class Pipeline:
     async def _send(self, flight: Flight, message: Message, claim: Claimed) -> Sent | None:
         """Return which Region accepted it; None when every Region definitely refused.
 
-        A definite refusal goes on to another Region, in the ledger first. After a lost answer the same Region is
-        tried again for what is left of the lease; then claim and Region are kept, and both lapse.
+        A definite refusal goes on to another Region, in the ledger first. After a lost answer only the same Region is
+        tried again, a few times at most; then claim and message lapse, and the next delivery may go elsewhere. While
+        there is no elsewhere that would only spend a receive, so the delivery is kept, and sees whether its Region
+        is back.
         """
         tried = set(flight.refused_by)
         lost_answers = 0
         while True:
-            claim = flight.claim = await self._long_enough(flight, claim, may_renew=not lost_answers)
+            stays = lost_answers == 0 or not self.board.open_to(message.model_name, without={claim.region})
+            claim = flight.claim = await self._long_enough(flight, claim, may_renew=stays)
             try:
                 sqs_message_id = await self.regional(claim.region).send(self._outgoing(flight, message, claim))
             except LeaseTooShortError:
@@ -218,7 +222,7 @@ class Pipeline:
             except AmbiguousError as fault:
                 lost_answers += 1
                 self._send_failed(message, claim.region, fault)
-                if lost_answers >= LOST_ANSWERS_MAX:
+                if lost_answers >= LOST_ANSWERS_MAX and self.board.open_to(message.model_name, without={claim.region}):
                     raise
                 await asyncio.sleep(backoff_s(lost_answers, self.random))
                 continue
@@ -226,6 +230,8 @@ class Pipeline:
                 if isinstance(fault, RefusedError):
                     self._send_failed(message, claim.region, fault)
                 if lost_answers:  # a copy may be there: no other Region may get one, so wait for this one
+                    if isinstance(fault, RefusedError) and fault.cause is Cause.INVALID:
+                        raise AmbiguousError("refused, after a send that may have gone through") from fault
                     await self.board.change()
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
                     continue

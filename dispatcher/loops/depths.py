@@ -17,7 +17,8 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 READINGS_PER_TTL = 4
-OUT_OF_PLAY_S = 5.0  # a Region that gets nothing is read at least this often, so that it is back within 15 s
+OUT_OF_PLAY_S = 4.0  # a Region that gets nothing is read this often, jitter and all within 5 s (decisions 25)
+LOOK_S = 0.25
 STUCK_S = 60.0
 
 
@@ -62,7 +63,7 @@ class DepthRefresher:
                 sooner = loop.time() >= asked_at + OUT_OF_PLAY_S * jitter and self.board.out_of_play(region)
                 if sooner:
                     break
-                await asyncio.sleep(min(1.0, interval_s / 10))
+                await asyncio.sleep(min(LOOK_S, interval_s / 10))
 
 
 @dataclass(frozen=True, slots=True)
