@@ -332,8 +332,12 @@ class Pipeline:
             flight.visible_until = asked_at + self.terms.visibility_s
         if flight.step is Step.ACCEPTED and flight.claim is not None:
             # its confirmation is late: a twin must not take it for dead meanwhile. Visibility first, then lease
-            with suppress(LeaseLostError):
-                flight.claim = await self.ledger.renew(flight.claim, await self._next_lease_end(flight))
+            try:
+                flight.claim = await self.ledger.renew(flight.claim, self._lease_end(flight))
+            except LeaseLostError:
+                pass  # the confirmation will hear of it, or was written meanwhile
+            except AwsError as fault:
+                self.metrics.error(Stage.LEDGER, fault.cause)
 
     async def hand_back(self, flight: Flight) -> Outcome:
         """Do what can be done for a delivery whose carrying was cut off (decisions 13); say how it ended."""
@@ -374,6 +378,9 @@ class Pipeline:
             except RefusedError as fault:
                 raise LeaseLostError("SQS no longer lets us keep the delivery") from fault
             _still_ours(flight)
+        return self._lease_end(flight)
+
+    def _lease_end(self, flight: Flight) -> float:
         left = flight.visible_until - _now() - self.terms.margin_s
         return self.clock.now() + min(self.terms.lease_s, left)
 

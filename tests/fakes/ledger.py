@@ -1,0 +1,175 @@
+"""A ledger in memory: the state machine of decisions 5, 9 and 11, written a second time on purpose."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dispatcher.errors import LeaseLostError
+from dispatcher.model import ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from tests.fakes.faults import Faults
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    request_id: str
+    state: str
+    owner: str
+    lease_end: float
+    region: Region | None
+    work: str
+    generation: int
+    source_message_id: str
+    expires_at: int
+    sqs_message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One change of the table."""
+
+    at: float
+    operation: str
+    item: Item
+
+
+class FakeLedger:
+    """Satisfies the pipeline's `Ledger`. `now` is the clock that its callers share (epoch seconds).
+
+    `leased` hears of every item whose lease was written just now.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        retention_s: float = 21 * 86400,
+        faults: Faults | None = None,
+        leased: Callable[[Item], None] = lambda _: None,
+    ) -> None:
+        self._now = now
+        self._retention_s = retention_s
+        self._leased = leased
+        self.faults = faults or Faults()
+        self.items: dict[str, Item] = {}
+        self.writes: list[Write] = []
+
+    def writes_of(self, request_id: str) -> list[Write]:
+        return [write for write in self.writes if write.item.request_id == request_id]
+
+    async def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        return await self.faults.call("claim", lambda: self._claim(request))
+
+    async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
+        def work() -> Claimed | None:
+            item = self.items.get(request.message.request_id)
+            if item is None or (item.state, item.owner, _text(item.lease_end)) != (old.state, old.token, old.lease_end):
+                return None
+            return self._insert("take_over", request)
+
+        return await self.faults.call("take_over", work)
+
+    async def confirm(self, claim: Claimed, sqs_message_id: str) -> None:
+        def work() -> None:
+            item = self._owned(claim)
+            self._put("confirm", replace(item, state="dispatched", lease_end=0.0, sqs_message_id=sqs_message_id))
+
+        await self.faults.call("confirm", work)
+
+    async def retarget(self, claim: Claimed, region: Region) -> Claimed:
+        def work() -> Claimed:
+            self._put("retarget", replace(self._undecided(claim), region=region))
+            return replace(claim, region=region)
+
+        return await self.faults.call("retarget", work)
+
+    async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
+        def work() -> Claimed:
+            self._put("renew", replace(self._undecided(claim), lease_end=lease_end))
+            return replace(claim, lease_end=lease_end)
+
+        return await self.faults.call("renew", work)
+
+    async def release(self, claim: Claimed, *, rejected: bool = False) -> None:
+        def work() -> None:
+            state = "rejected" if rejected else "released"
+            self._put("release", replace(self._undecided(claim), state=state, lease_end=0.0, region=None))
+
+        await self.faults.call("release", work)
+
+    async def ping(self) -> None:
+        await self.faults.call("ping", lambda: None)
+
+    async def read(self, request_id: str) -> dict[str, str] | None:
+        item = self.items.get(request_id)
+        if item is None:
+            return None
+        fields = {
+            "request_id": item.request_id,
+            "state": item.state,
+            "owner": item.owner,
+            "lease_end": _text(item.lease_end),
+            "region": item.region,
+            "expires_at": str(item.expires_at),
+            "sqs_message_id": item.sqs_message_id,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _claim(self, request: ClaimRequest) -> ClaimAnswer:
+        item = self.items.get(request.message.request_id)
+        if item is None:
+            return self._insert("claim", request)
+        if item.state == "claimed" and item.owner == request.token:
+            return Claimed(item.request_id, item.owner, item.region or request.region, item.lease_end)
+        over = Lapsed(item.state, item.owner, _text(item.lease_end), None)
+        if item.expires_at <= self._now() or request.message.generation > item.generation:
+            return over
+        if item.work != request.message.work:
+            return DifferentWork()
+        match item.state:
+            case "dispatched":
+                return Duplicate()
+            case "claimed" if item.lease_end > self._now():
+                return Held(item.lease_end)
+            case "claimed":
+                return replace(over, region=item.region)
+            case _:
+                return over
+
+    def _insert(self, operation: str, request: ClaimRequest) -> Claimed:
+        self._put(
+            operation,
+            Item(
+                request_id=request.message.request_id,
+                state="claimed",
+                owner=request.token,
+                lease_end=request.lease_end,
+                region=request.region,
+                work=request.message.work,
+                generation=request.message.generation,
+                source_message_id=request.source_message_id,
+                expires_at=0,
+            ),
+        )
+        return Claimed(request.message.request_id, request.token, request.region, request.lease_end)
+
+    def _owned(self, claim: Claimed) -> Item:
+        item = self.items.get(claim.request_id)
+        if item is None or item.owner != claim.token:
+            raise LeaseLostError("the claim is another's")
+        return item
+
+    def _undecided(self, claim: Claimed) -> Item:
+        item = self._owned(claim)
+        if item.state == "dispatched":
+            raise LeaseLostError("it is dispatched")
+        return item
+
+    def _put(self, operation: str, item: Item) -> None:
+        item = replace(item, expires_at=int(self._now() + self._retention_s))
+        self.items[item.request_id] = item
+        self.writes.append(Write(self._now(), operation, item))
+        if operation in ("claim", "take_over", "renew"):
+            self._leased(item)
+
+
+def _text(lease_end: float) -> str:
+    return f"{lease_end:.3f}"
