@@ -1,4 +1,3 @@
-import time
 from collections.abc import Iterable
 
 import pytest
@@ -120,9 +119,8 @@ def test_it_never_gets_stuck(events: list[str]) -> None:
 
 
 def test_a_busy_dependency_costs_no_more_per_call_than_a_quiet_one() -> None:
-    """A thousand calls a second fill the window with thirty thousand: looked through at each call, that is the vCPU."""
+    """A thousand calls a second fill the window with thirty thousand: looked through at each call, this never ends."""
     breaker = Breaker()
-    started = time.process_time()
-    for n in range(15_000):
+    for n in range(300_000):
         breaker.record(True, n / 1000)
-    assert time.process_time() - started < 1.0
+    assert breaker.state is BreakerState.CLOSED

@@ -1,7 +1,6 @@
 """Contract §1, row by row: what passes, what is refused with a reason, and that nothing else can happen."""
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -181,11 +180,9 @@ def test_huge_numbers_never_raise_anything_but_poison(number: str) -> None:
 
 
 def test_many_keys_with_one_given_twice_cost_no_more_than_reading_them() -> None:
-    """One such body of 1 MiB would otherwise stop the event loop for minutes: leases, visibility and probes with it."""
-    keys = ",".join(f'"{i}":0' for i in range(20_000))
-    started = time.process_time()
-    decode(with_raw(keys + ',"0":0'), {})
-    assert time.process_time() - started < 1.0
+    """Compared each with each they would stop the event loop for minutes, leases and probes with it: a time-out here."""
+    keys = ",".join(f'"{i}":0' for i in range(150_000))
+    assert decode(with_raw(keys + ',"0":0'), {}).request_id
 
 
 def test_the_same_work_is_told_by_model_input_and_callback_alone() -> None:
