@@ -73,9 +73,9 @@ class Board:
         place.breaker.answered()
         self.notify()
 
-    def admits(self, region: Region) -> bool:
-        """Whether a call that sends messages there may start now; the end of one that may goes to `learn`."""
-        return self._places[region].breaker.admits()
+    def admits(self, region: Region, count: int) -> int:
+        """Return how many of `count` messages may be sent there in a call now; its end goes to `learn`."""
+        return self._places[region].breaker.admits(count)
 
     def withdraw(self, region: Region) -> None:
         """A call that `admits` let through was not made after all."""
@@ -107,18 +107,21 @@ class Board:
         self._move(flight, region)
         return region
 
-    def open_to(self, model: str, without: Collection[Region] = ()) -> bool:
-        """Whether some Region may get a message of this model now."""
-        return any(region not in without for region in self.shares().keys() & self.serving(model))
+    def follow(self, flight: Flight, model: str, region: Region) -> Region:
+        """Move a flight, which has a place, to the Region where a copy of its message may be; return where it is now.
 
-    def book_at(self, flight: Flight, model: str, region: Region) -> bool:
-        """Move the flight's place to `region` if that may get this message now."""
-        if flight.region == region:
-            return True
-        if region not in self.serving(model) or region not in self.shares():
-            return False
-        self._move(flight, region)
-        return True
+        A second copy in the same Region is better than one elsewhere, as long as sends work there: while it may get
+        nothing, or its last call failed, any other Region is better, and the flight's own place if there is none.
+        """
+        here = flight.region
+        trusted = region in self.serving(model) and self._places[region].breaker.trusted
+        if trusted and (here == region or region in self.shares()):
+            self._move(flight, region)
+        else:
+            self.book(flight, model, without=[region, *flight.refused_by])
+        if flight.region is None:
+            raise ValueError("a flight without a place cannot follow")
+        return flight.region
 
     def accepted(self, flight: Flight) -> None:
         """The Region has the message: it counts as sent until a reading that was asked for later shows it."""

@@ -56,10 +56,10 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOST_ANSWERS_MAX = 3
-"""Sends of one delivery whose answers were lost, while another Region could take its next delivery. Each may have gone
-through; more would buy copies, not certainty."""
+"""Sends under one claim whose answers were lost. Each may have gone through; more would buy copies, not certainty."""
 RECEIVE_MAX_S = 43200
 """SQS: the longest that one receive can keep a message, extensions included (ChangeMessageVisibility reference)."""
+JUST_PAST_S = 0.1
 SECOND_LOOK_S = 1.0
 """A twin's claim is usually confirmed within a moment: look once more before one of its three receives is spent."""
 
@@ -138,15 +138,16 @@ class Pipeline:
                     case Held(until):
                         await self._hide(flight, until)
                         return Outcome.HELD
-                # every Region refused it and the claim is released: once more, when one would take it
+                # certainly no Region has it and the claim is released, or one may have it and the claim lapsed: either
+                # way what the next delivery would do is done with this one, and no receive is spent
                 await asyncio.sleep(backoff_s(attempt, self.random))
             raise AssertionError("count() does not end")
         except PoisonError as poison:
             return await self._reject(flight, poison.reason)
-        except LeaseLostError as fault:
-            return await self._leave(flight, Stage.LEDGER, Cause.LEASE_LOST, fault)
-        except AmbiguousError as fault:  # of a send, which alone is not tried for ever
-            return await self._leave(flight, Stage.SEND, None, fault)
+        except LeaseLostError as fault:  # whoever has it now will finish it
+            self.metrics.error(Stage.LEDGER, Cause.LEASE_LOST)
+            log.warning("message.left", message_id=flight.delivery.message_id, step=flight.step.name, fault=str(fault))
+            return Outcome.FAILED
         finally:
             self.board.unbook(flight)
 
@@ -183,8 +184,8 @@ class Pipeline:
                     flight.claim = claim
                     return claim
                 case Lapsed() as old:
-                    if old.region is not None and self.board.book_at(flight, message.model_name, old.region):
-                        region = old.region  # a copy may be there: let a second one be there too, not elsewhere
+                    if old.region is not None:
+                        region = self.board.follow(flight, message.model_name, old.region)
                     taking = replace(request, region=region)
                     taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
                     if taken is not None:
@@ -203,49 +204,50 @@ class Pipeline:
                     return answer
 
     async def _send(self, flight: Flight, message: Message, claim: Claimed) -> Sent | None:
-        """Return which Region accepted it; None when every Region definitely refused.
+        """Return which Region accepted it; None when nobody did for certain, and the claim is ours no more.
 
-        A definite refusal goes on to another Region, in the ledger first. After a lost answer only the same Region is
-        tried again, a few times at most; then claim and message lapse, and the next delivery may go elsewhere. While
-        there is no elsewhere that would only spend a receive, so the delivery is kept, and sees whether its Region
-        is back.
+        A definite refusal goes on to another Region, in the ledger first; with none left the claim is released. After
+        a lost answer only the same Region is tried again, a few times, for what is left of the lease; then the claim
+        lapses.
         """
         tried = set(flight.refused_by)
         lost_answers = 0
         while True:
-            stays = lost_answers == 0 or not self.board.open_to(message.model_name, without={claim.region})
-            claim = flight.claim = await self._long_enough(flight, claim, may_renew=stays)
+            if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
+                if lost_answers:
+                    await self._lapse(flight, message, claim)
+                    return None
+                lease_end = await self._next_lease_end(flight)
+                claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
+            flight.claim = claim
             try:
                 sqs_message_id = await self.regional(claim.region).send(self._outgoing(flight, message, claim))
             except LeaseTooShortError:
                 continue
             except AmbiguousError as fault:
-                lost_answers += 1
                 self._send_failed(message, claim.region, fault)
-                if lost_answers >= LOST_ANSWERS_MAX and self.board.open_to(message.model_name, without={claim.region}):
-                    raise
+                lost_answers += 1
+                if lost_answers == LOST_ANSWERS_MAX:
+                    await self._lapse(flight, message, claim)
+                    return None
                 await asyncio.sleep(backoff_s(lost_answers, self.random))
                 continue
             except (HeldOffError, RefusedError) as fault:
                 if isinstance(fault, RefusedError):
                     self._send_failed(message, claim.region, fault)
-                if lost_answers:  # a copy may be there: no other Region may get one, so wait for this one
-                    if isinstance(fault, RefusedError) and fault.cause is Cause.INVALID:
-                        raise AmbiguousError("refused, after a send that may have gone through") from fault
+                    if fault.cause is Cause.INVALID:
+                        flight.refused_by[claim.region] = str(fault)
+                if lost_answers:  # a copy may be there, so no other Region may get one: wait for this one
                     await self.board.change()
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
                     continue
                 flight.step = Step.CLAIMING
                 tried.add(claim.region)
-                if isinstance(fault, RefusedError) and fault.cause is Cause.INVALID:
-                    flight.refused_by[claim.region] = str(fault)
                 region = self.board.book(flight, message.model_name, without=tried)
                 if region is None:
                     await self._release(flight, message, claim)
                     return None
-                claim = flight.claim = await self._until_answered(
-                    flight, Stage.LEDGER, self.ledger.retarget, claim, region
-                )
+                claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, region)
                 continue
             flight.step = Step.ACCEPTED
             self.board.accepted(flight)
@@ -261,6 +263,18 @@ class Pipeline:
         self.board.unbook(flight)
         if poison:
             raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
+
+    async def _lapse(self, flight: Flight, message: Message, claim: Claimed) -> None:
+        """Let the claim of a message that its Region may have run out, before anyone may send it again.
+
+        The visibility is kept, since letting that lapse too would only spend a receive. The place is given up: the
+        Region is free to get other messages, which show whether it works again.
+        """
+        log.warning("claim.lapsing", request_id=message.request_id, region=claim.region, until=claim.lease_end)
+        self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
+        await asyncio.sleep(max(0.0, claim.lease_end - self.clock.now()) + JUST_PAST_S)
+        _still_ours(flight)
+        flight.step, flight.claim = Step.RECEIVED, None
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
@@ -302,16 +316,6 @@ class Pipeline:
             return Outcome.FAILED
         await self._acknowledge(flight)
         return Outcome.REJECTED
-
-    async def _leave(self, flight: Flight, stage: Stage, cause: Cause | None, fault: Exception) -> Outcome:
-        """Keep claim and Region, and let lease and visibility lapse together."""
-        if cause is not None:
-            self.metrics.error(stage, cause)
-        log.warning("message.left", message_id=flight.delivery.message_id, step=flight.step.name, fault=str(fault))
-        if flight.step is Step.SENDING and flight.claim is not None:
-            self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
-            await self._until(flight, flight.claim.lease_end)
-        return Outcome.FAILED
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -383,15 +387,6 @@ class Pipeline:
     def _lease_end(self, flight: Flight) -> float:
         left = flight.visible_until - _now() - self.terms.margin_s
         return self.clock.now() + min(self.terms.lease_s, left)
-
-    async def _long_enough(self, flight: Flight, claim: Claimed, *, may_renew: bool) -> Claimed:
-        """Return the claim with a lease that outlasts a send. Visibility first, then lease."""
-        if claim.lease_end - self.clock.now() > self.terms.send_timeout_s:
-            return claim
-        if not may_renew:
-            raise AmbiguousError("the lease is used up and an earlier send may have gone through")
-        lease_end = await self._next_lease_end(flight)
-        return await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
 
     def _outgoing(self, flight: Flight, message: Message, claim: Claimed) -> Outgoing:
         def departs() -> None:

@@ -24,12 +24,12 @@ class SendingQueue:
         url: str,
         caller: Caller,
         *,
-        admits: Callable[[], bool] = lambda: True,
+        admits: Callable[[int], int] = lambda count: count,
         withdraw: Callable[[], None] = lambda: None,
         learn: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """The breaker: `admits` is asked before each call; then `learn` hears whether the queue worked, or `withdraw`
-        that the call was not made.
+        """The breaker: `admits` is asked how many of a batch may go; then `learn` hears whether the queue worked, or
+        `withdraw` that the call was not made.
         """
         self.url = url
         self._call = caller
@@ -64,9 +64,9 @@ class SendingQueue:
         return await self._sends.submit(out)
 
     async def _send(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
-        if not self._admits():
-            return [HeldOffError("the breaker is open")] * len(batch)
-        return await self._send_departing(batch)
+        admitted = self._admits(len(batch))
+        answers = list(await self._send_departing(batch[:admitted])) if admitted else []
+        return [*answers, *[HeldOffError("the breaker is open") for _ in batch[admitted:]]]
 
     async def _send_departing(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
         """Send those that may still depart now; each hears so, or stays."""

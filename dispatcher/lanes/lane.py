@@ -7,7 +7,6 @@ what it carries.
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +55,7 @@ class Lane[ItemT, ResultT]:
         self._flying = 0
         self._hurried = False
         self._timer: asyncio.TimerHandle | None = None
-        self._flights: set[asyncio.Task[None]] = set()
+        self._flights: dict[asyncio.Task[None], list[_Entry[ItemT, ResultT]]] = {}
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -68,6 +67,9 @@ class Lane[ItemT, ResultT]:
     ) -> None:
         self._open = False
         self.hurry()
+        for flight, batch in self._flights.items():
+            if all(entry.answer.done() for entry in batch):  # nobody waits for it any more
+                flight.cancel()
         try:
             while self._flights and fault is None:
                 await asyncio.wait(self._flights)
@@ -128,8 +130,8 @@ class Lane[ItemT, ResultT]:
             self._waiting_size = sum(entry.size for entry in self._waiting)
             self._flying += 1
             flight = asyncio.create_task(self._fly(batch))
-            self._flights.add(flight)
-            flight.add_done_callback(partial(self._landed, batch))
+            self._flights[flight] = batch
+            flight.add_done_callback(self._landed)
 
     def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
         return self._key_of(entry.item) if self._key_of else entry
@@ -152,9 +154,10 @@ class Lane[ItemT, ResultT]:
             else:
                 entry.answer.set_result(result)
 
-    def _landed(self, batch: list[_Entry[ItemT, ResultT]], flight: asyncio.Task[None]) -> None:
+    def _landed(self, flight: asyncio.Task[None]) -> None:
         """However the flight ended, cancelled before its first step included, nobody waits on."""
-        self._flights.discard(flight)
+        batch = self._flights[flight]
+        del self._flights[flight]
         self._flying -= 1
         for entry in batch:
             if not entry.answer.done():

@@ -26,7 +26,7 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 RECEIVE_MAX = 10  # SQS: messages a receive (ReceiveMessage reference)
-HAND_BACK_S = 10.0  # for what the drain's deadline cuts off; the orchestrator kills soon after it
+HAND_BACK_S = 8.0  # for what the drain's deadline cuts off; the orchestrator kills soon after it
 
 
 @dataclass(frozen=True, slots=True)

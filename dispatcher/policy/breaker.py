@@ -23,12 +23,17 @@ class Breaker:
         self._window: deque[tuple[float, bool]] = deque()
         self._failures = 0  # in the window
 
-    def admits(self) -> bool:
-        """Whether a call may start now. Half-open, that is one call, whose end `record` hears of."""
+    @property
+    def trusted(self) -> bool:
+        """Calls flow, and the last one did not fail."""
+        return self.state is BreakerState.CLOSED and self._in_a_row == 0
+
+    def admits(self, count: int) -> int:
+        """Return how many of `count` items may go in a call now. Half-open that is one, whose end `record` hears of."""
         if self.state is BreakerState.HALF_OPEN and not self._on_trial:
             self._on_trial = True
-            return True
-        return self.state is BreakerState.CLOSED
+            return min(count, 1)
+        return count if self.state is BreakerState.CLOSED else 0
 
     def withdraw(self) -> None:
         """The call that `admits` let through was never made: nothing was learnt of it, and another may be."""

@@ -70,7 +70,9 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         clients = await stack.enter_async_context(Clients(Clock(), Metrics.unread()))
         call = await clients.open("sqs", HOME, pool=10, attempts=1)
         url = (await call("create_queue", QueueName=f"regional-{uuid4().hex}"))["QueueUrl"]
-        queue = SendingQueue(url, call, admits=lambda: breaking.admits, learn=breaking.learned.append)
+        queue = SendingQueue(
+            url, call, admits=lambda count: count if breaking.admits else 0, learn=breaking.learned.append
+        )
         await stack.enter_async_context(queue)
 
         async def on_emulator(count: int) -> list[tuple[str, dict[str, Attribute]]]:

@@ -93,7 +93,7 @@ class BreakingQueue:
 
     async def send(self, out: Outgoing) -> str:
         region = self.fake.region
-        if not self.board.admits(region):
+        if not self.board.admits(region, 1):
             raise HeldOffError("the breaker is open")
         try:
             sqs_message_id = await self.fake.send(out)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dispatcher.errors import Cause
 from dispatcher.model import Attribute, Region
-from dispatcher.pipeline import Terms
+from dispatcher.pipeline import LOST_ANSWERS_MAX, Terms
 from tests.fakes.faults import Trouble, freeze, hangs, lost_answer, lost_request, refused, slow
 from tests.fakes.world import EPOCH_S, A, B, C, Process, World, world
 from tests.virtual_time import run_virtual
@@ -319,7 +319,9 @@ def test_after_a_lost_answer_it_is_the_same_region_again(trouble: Trouble) -> No
 @pytest.mark.parametrize(
     "second", [refused(), refused(Cause.INVALID), lost_request()], ids=["refused", "invalid", "lost"]
 )
-def test_after_a_lost_answer_nothing_makes_it_go_elsewhere_within_this_delivery(second: Trouble) -> None:
+def test_after_a_lost_answer_nobody_sends_it_elsewhere_before_the_lease_is_over(second: Trouble) -> None:
+    """The claim lapses and the visibility does not: then the same delivery does what the next one would."""
+
     async def story() -> None:
         async with world() as here:
             for queue in here.regional.values():
@@ -327,19 +329,41 @@ def test_after_a_lost_answer_nothing_makes_it_go_elsewhere_within_this_delivery(
                 queue.faults.on("send", second, *range(2, 2000))
             here.submit("r")
             process = here.start()
-            await here.until(process.outcomes)
-            assert process.outcomes() == {"failed": 1}
-            assert len(here.master.spent) == 1
-            assert len([queue for queue in here.regional.values() if queue.departures]) == 1
-            assert {w.operation for w in here.ledger.writes} == {"claim"}, "claim and Region are kept"
+            await here.until(lambda: any(queue.departures for queue in here.regional.values()))
+            await asyncio.sleep(60)
             (claim,) = here.ledger.writes
-            (message,) = here.master.messages.values()
-            assert message.visible_at > claim.item.lease_end - EPOCH_S, "not before the lease is over"
+            assert claim.operation == "claim"
+            assert len([queue for queue in here.regional.values() if queue.departures]) == 1
             for queue in here.regional.values():
                 queue.faults.clear("send")
             await here.empty()
-            assert len({arrival.region for arrival in here.arrivals}) == 1
-            assert list(here.master.spent.values()) == [2]
+            takeovers = [write.at for write in here.ledger.writes if write.operation == "take_over"]
+            assert all(at > claim.item.lease_end - EPOCH_S for at in takeovers), "not before the lease is over"
+            await here.until(process.outcomes)
+            assert process.outcomes() == {"dispatched": 1}
+            assert list(here.master.spent.values()) == [1], "and no receive was spent on it"
+
+    run_virtual(story())
+
+
+@pytest.mark.parametrize("trouble", [lost_request(), lost_answer()], ids=["nothing arrives", "all arrives"])
+def test_ten_minutes_of_lost_answers_everywhere_spend_one_receive_and_few_copies(trouble: Trouble) -> None:
+    """Depths are read all the time, so breakers half-open and let one message through to see, again and again."""
+
+    async def story() -> None:
+        async with world() as here:
+            for number in range(30):
+                here.submit(f"r{number}")
+            here.wall(trouble)
+            here.start()
+            await asyncio.sleep(600)
+            for queue in here.regional.values():
+                queue.faults.clear("send")
+            await here.empty(within_s=300)
+            assert set(here.master.spent.values()) == {1}
+            departures = sum(len(queue.departures) for queue in here.regional.values())
+            assert departures <= 30 * LOST_ANSWERS_MAX * (600 / 90 + 2), "no more than the leases allow"
+            assert departures >= 30
 
     run_virtual(story())
 

@@ -122,8 +122,8 @@ def test_half_open_a_region_gets_one_message_and_the_next_when_that_one_ended() 
     world.read(A)
     booked = [world.book() for _ in range(20)]
     assert [region for _, region in booked].count(A) == 1
-    assert world.board.admits(A)
-    assert not world.board.admits(A)
+    assert world.board.admits(A, 10) == 1
+    assert world.board.admits(A, 10) == 0
     world.board.learn(A, succeeded=True)
     assert A in [world.book()[1] for _ in range(20)]
 
@@ -132,7 +132,7 @@ def test_an_open_region_that_refuses_its_trial_gets_nothing_until_it_is_read_aga
     world = World(A, B)
     world.open_breaker(A)
     world.read(A)
-    world.board.admits(A)
+    world.board.admits(A, 1)
     world.board.learn(A, succeeded=False)
     assert {world.send() for _ in range(20)} == {B}
 
@@ -178,12 +178,20 @@ def test_a_takeover_goes_to_the_written_region_only_while_that_may_get_a_message
     world = World(A, B, threshold=1)
     flight, first = world.book()
     other = B if first == A else A
-    assert world.board.book_at(flight, MODEL, other)
-    assert flight.region == other
-    late = Flight(flight.delivery, received_at=0.0, visible_until=0.0)
-    assert not world.board.book_at(late, MODEL, other)
-    assert not world.board.book_at(late, MODEL, Region("gone"))
-    assert late.region is None
+    assert world.board.follow(flight, MODEL, other) == other == flight.region
+    late, place = world.book()
+    assert place == first, "the one place that is left"
+    assert world.board.follow(late, MODEL, other) == first == late.region, "full"
+    assert world.board.follow(late, MODEL, Region("gone")) == first
+
+
+def test_a_takeover_goes_elsewhere_while_the_last_call_to_the_written_region_failed() -> None:
+    world = World(A, B)
+    world.board.learn(A, succeeded=False)
+    flights = [world.book()[0] for _ in range(10)]
+    assert {world.board.follow(flight, MODEL, A) for flight in flights} == {B}
+    world.board.learn(A, succeeded=True)
+    assert {world.board.follow(flight, MODEL, A) for flight in flights} == {A}
 
 
 def test_dispatchers_that_start_together_do_not_all_begin_with_the_same_region() -> None:

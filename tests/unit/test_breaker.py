@@ -21,14 +21,14 @@ def opened() -> Breaker:
 
 
 def test_calls_flow_while_all_is_well() -> None:
-    assert after([True] * 100).admits()
+    assert after([True] * 100).admits(1)
 
 
 @pytest.mark.parametrize(("failures", "opens"), [(FAILURES_IN_A_ROW - 1, False), (FAILURES_IN_A_ROW, True)])
 def test_failures_in_a_row_open_it(failures: int, opens: bool) -> None:
     breaker = after([True] * 100 + [False] * failures)
     assert (breaker.state is BreakerState.OPEN) is opens
-    assert breaker.admits() is not opens
+    assert bool(breaker.admits(1)) is not opens
 
 
 def test_half_of_a_window_failing_opens_it_though_never_many_in_a_row() -> None:
@@ -57,7 +57,7 @@ def test_a_success_never_opens_it() -> None:
 def test_open_it_stays_open_until_the_dependency_answers_a_probe() -> None:
     breaker = opened()
     breaker.record(True, 1e6)  # a call that started before it opened
-    assert not breaker.admits()
+    assert not breaker.admits(1)
     breaker.answered()
     assert breaker.state is BreakerState.HALF_OPEN
 
@@ -65,13 +65,13 @@ def test_open_it_stays_open_until_the_dependency_answers_a_probe() -> None:
 def test_half_open_it_lets_one_call_through_at_a_time() -> None:
     breaker = opened()
     breaker.answered()
-    assert [breaker.admits() for _ in range(3)] == [True, False, False]
+    assert [breaker.admits(1) for _ in range(3)] == [1, 0, 0]
 
 
 def test_a_trial_that_succeeds_closes_it_and_the_old_failures_are_forgotten() -> None:
     breaker = opened()
     breaker.answered()
-    assert breaker.admits()
+    assert breaker.admits(1)
     breaker.record(True, 6.0)
     assert breaker.state is BreakerState.CLOSED
     for n in range(FAILURES_IN_A_ROW - 1):
@@ -82,10 +82,10 @@ def test_a_trial_that_succeeds_closes_it_and_the_old_failures_are_forgotten() ->
 def test_a_trial_that_fails_opens_it_again_at_once() -> None:
     breaker = opened()
     breaker.answered()
-    assert breaker.admits()
+    assert breaker.admits(1)
     breaker.record(False, 1e6)
     assert breaker.state is BreakerState.OPEN
-    assert not breaker.admits()
+    assert not breaker.admits(1)
 
 
 def test_a_probe_that_answers_while_closed_or_on_trial_changes_nothing() -> None:
@@ -94,9 +94,9 @@ def test_a_probe_that_answers_while_closed_or_on_trial_changes_nothing() -> None
     assert breaker.state is BreakerState.CLOSED
     breaker = opened()
     breaker.answered()
-    assert breaker.admits()
+    assert breaker.admits(1)
     breaker.answered()
-    assert not breaker.admits()
+    assert not breaker.admits(1)
 
 
 @given(st.lists(st.sampled_from(["ok", "no", "probe", "admit"])))
@@ -110,10 +110,10 @@ def test_it_never_gets_stuck(events: list[str]) -> None:
             case "probe":
                 breaker.answered()
             case _:
-                breaker.admits()
+                breaker.admits(1)
     breaker.record(False, 1e3)
     breaker.answered()
-    assert breaker.admits()
+    assert breaker.admits(1)
     breaker.record(True, 1e3)
     assert breaker.state is BreakerState.CLOSED
 
@@ -124,3 +124,19 @@ def test_a_busy_dependency_costs_no_more_per_call_than_a_quiet_one() -> None:
     for n in range(300_000):
         breaker.record(True, n / 1000)
     assert breaker.state is BreakerState.CLOSED
+
+
+def test_half_open_a_call_may_carry_one_item_closed_all_of_them() -> None:
+    breaker = after([False] * 5)
+    assert breaker.admits(10) == 0
+    breaker.answered()
+    assert breaker.admits(10) == 1
+    breaker.record(True, 10.0)
+    assert breaker.admits(10) == 10
+
+
+def test_one_failure_costs_the_trust_and_one_success_brings_it_back() -> None:
+    breaker = after([True, False])
+    assert not breaker.trusted
+    breaker.record(True, 10.0)
+    assert breaker.trusted

@@ -180,7 +180,7 @@ def test_huge_numbers_never_raise_anything_but_poison(number: str) -> None:
 
 
 def test_many_keys_with_one_given_twice_cost_no_more_than_reading_them() -> None:
-    """Compared each with each they would stop the event loop for minutes, leases and probes with it: a time-out here."""
+    """Compared each with each they would stop the event loop for minutes: here, a time-out."""
     keys = ",".join(f'"{i}":0' for i in range(150_000))
     assert decode(with_raw(keys + ',"0":0'), {}).request_id
 
