@@ -1,13 +1,16 @@
-"""The HTTP endpoints: /healthz, /readyz, /metrics, /status. They answer from memory and never call AWS."""
+"""The HTTP endpoints. They answer from memory and never call AWS."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+_PAGE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Probes:
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
         """Listen, and give the port (the system's choice for 0). Raises OSError if it is taken."""
         app = web.Application()
+        app.router.add_get("/", self._page)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -35,6 +39,9 @@ class Probes:
             yield runner.addresses[0][1]
         finally:
             await runner.cleanup()
+
+    async def _page(self, _: web.Request) -> web.Response:
+        return web.Response(text=_PAGE.read_text(encoding="utf-8"), content_type="text/html")
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _verdict(self.stuck())

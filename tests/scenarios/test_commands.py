@@ -1,0 +1,145 @@
+"""The commands, as an operator types them, against a real emulator."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dispatcher.demo.cloud import Cloud, free_port
+from tests.scenarios.world import World, request, requests
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(ministack: Cloud) -> Run:
+    """Run `dispatcher …` on the emulator, with `settings` besides."""
+
+    def command(
+        *arguments: str, settings: Mapping[str, str] = {}, text: str = "", on: Cloud | None = ministack
+    ) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, **(on.environment if on else {}), **settings}
+        argv = [sys.executable, "-m", "dispatcher", *arguments]
+        return subprocess.run(argv, env=environment, input=text, capture_output=True, text=True, timeout=100)
+
+    return command
+
+
+@pytest.fixture
+def provisioned(run: Run) -> dict[str, str]:
+    made = run("init", "--name", f"t{uuid4().hex[:12]}", "--json")
+    assert made.returncode == 0, made.stderr
+    settings: dict[str, str] = json.loads(made.stdout)
+    return settings
+
+
+def test_init_prints_settings_that_check_approves_of_and_may_be_repeated(run: Run) -> None:
+    name = f"t{uuid4().hex[:12]}"
+    first = run("init", "--name", name, "--json")
+    assert first.returncode == 0, first.stderr
+    assert run("init", "--name", name, "--json").stdout == first.stdout
+    exported = run("init", "--name", name).stdout.splitlines()
+    settings = json.loads(first.stdout)
+    assert exported == [f"export {variable}='{value}'" for variable, value in settings.items()]
+    checked = run("check", "--json", settings=settings)
+    findings = json.loads(checked.stdout)
+    assert [finding for finding in findings if not finding["ok"]] == []
+    assert checked.returncode == 0
+    assert {"master queue", "dead-letter queue", "ledger", "regional queue us-west-2"} <= {f["what"] for f in findings}
+
+
+def test_init_refuses_aws_itself(run: Run) -> None:
+    refused = run("init", on=None, settings={"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"})
+    assert refused.returncode == 1
+    assert "amazonaws.com is AWS itself" in refused.stderr
+    assert "--yes" in refused.stderr
+
+
+def test_check_names_what_is_missing_and_goes_on(run: Run, provisioned: dict[str, str]) -> None:
+    regions = json.loads(provisioned["DISPATCHER_REGIONS"])
+    regions["us-west-2"] += "-gone"
+    broken = {"DISPATCHER_REGIONS": json.dumps(regions), "DISPATCHER_LEDGER_TABLE": "no-such-table"}
+    checked = run("check", settings=provisioned | broken)
+    assert checked.returncode == 1
+    failed = [line for line in checked.stdout.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL regional queue us-west-2", "FAIL ledger"]
+    assert all("does not exist" in line for line in failed)
+
+
+def test_check_receives_and_changes_nothing(run: Run, provisioned: dict[str, str]) -> None:
+    assert run("submit", "--count", "3", settings=provisioned).returncode == 0
+    assert run("check", settings=provisioned).returncode == 0
+    checked = run("check", "--json", settings=provisioned)
+    master = next(finding for finding in json.loads(checked.stdout) if finding["what"] == "master queue")
+    assert "3 visible" in master["detail"]
+
+
+def test_submit_sends_all_or_says_which_line_is_wrong_and_sends_nothing(
+    run: Run, provisioned: dict[str, str], tmp_path: Path
+) -> None:
+    good = tmp_path / "good.jsonl"
+    good.write_text("\n".join(requests(25)) + "\n\n")
+    sent = run("submit", str(good), "--json", settings=provisioned)
+    assert json.loads(sent.stdout) == {"sent": 25, "failed": 0}
+    wrong = run("submit", "-", settings=provisioned, text=request("a") + "\n{}\n")
+    assert wrong.returncode == 1
+    assert "line 2: request_id: is required" in wrong.stderr
+    assert "none was sent" in wrong.stderr
+    assert run("submit", settings=provisioned).returncode == 2
+    depth = run("check", "--json", settings=provisioned).stdout
+    assert "25 visible" in depth
+
+
+async def test_status_shows_regions_and_the_life_of_one_request(world: World, run: Run) -> None:
+    dispatcher = await world.start()
+    await world.send(requests(12))
+    await world.until_master_is_empty()
+    settings = world.resources.environment()
+    regions = json.loads(run("status", "--json", settings=settings).stdout)["regions"]
+    assert sum(region["depth"] for region in regions.values()) == 12
+    assert abs(sum(region["share"] for region in regions.values()) - 1) < 0.01
+    assert all(name in run("status", settings=settings).stdout for name in regions)
+    item = json.loads(run("status", "r-0003", "--json", settings=settings).stdout)
+    assert item["state"] == "dispatched"
+    assert item["region"] in regions
+    unknown = run("status", "nobody", settings=settings)
+    assert (unknown.returncode, "knows no request" in unknown.stderr) == (1, True)
+    healthy = run("healthcheck", settings={"DISPATCHER_HTTP_PORT": str(dispatcher.port)})
+    assert healthy.returncode == 0, healthy.stderr
+    nobody = run("healthcheck", settings={"DISPATCHER_HTTP_PORT": str(free_port())})
+    assert nobody.returncode == 1
+
+
+async def test_logs_are_json_lines_with_ids_and_never_a_body(world: World) -> None:
+    dispatcher = await world.start(DISPATCHER_LOG_LEVEL="debug")
+    await world.send([*requests(10), '{"secret": "do-not-log"}', request("r-1", metadata={"secret": "do-not-log"})])
+    await world.until_master_is_empty()
+    await dispatcher.drain()
+    lines = dispatcher.log.read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    dispatched = [event for event in events if event["event"] == "message.dispatched"]
+    assert len(dispatched) == 11
+    assert all(event["request_id"] and event["region"] for event in dispatched)
+    assert "do-not-log" not in "\n".join(lines)
+    assert "s3://inputs" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["ministack", "moto"])
+def test_the_demo_accounts_for_every_request(run: Run, kind: str) -> None:
+    settings = {"DISPATCHER_EMULATOR": "/nowhere"} if kind == "moto" else {}
+    shown = run("demo", "--requests", "150", "--seed", "7", "--json", on=None, settings=settings)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    summary: dict[str, Any] = json.loads(shown.stdout)
+    assert summary["emulator"] == kind
+    assert summary["messages"] == 150
+    assert summary["served"] == summary["requests"] == sum(summary["dispatched"].values())
+    assert (summary["lost"], summary["dispatched_twice"]) == (0, 0)
+    assert summary["duplicates_dropped"] == summary["duplicates_sent"]
+    assert sum(summary["rejected"].values()) == summary["rejected_sent"]
+    assert "Spot took" in shown.stderr

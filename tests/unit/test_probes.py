@@ -1,0 +1,87 @@
+"""Contract §5: the endpoints, over real HTTP."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from dispatcher.telemetry.probes import Probes
+
+
+class Host:
+    def __init__(self) -> None:
+        self.stuck: list[str] = []
+        self.unready: list[str] = []
+        self.registry = CollectorRegistry()
+        self.gauge = Gauge("dispatcher_seen", "…", registry=self.registry)
+        self.session: aiohttp.ClientSession
+        self.url = ""
+
+    async def get(self, path: str, **headers: str) -> tuple[int, str, str]:
+        async with self.session.get(self.url + path, headers=headers) as answer:
+            return answer.status, answer.headers["Content-Type"], await answer.text()
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    host = Host()
+    probes = Probes(
+        stuck=lambda: host.stuck,
+        unready=lambda: host.unready,
+        status=lambda: {"state": "running"},
+        registry=host.registry,
+        refresh=lambda: host.gauge.set(42),
+    )
+    async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        host.session, host.url = session, f"http://127.0.0.1:{port}"
+        yield host
+
+
+async def test_healthz_names_the_loop_that_is_stuck(host: Host) -> None:
+    assert (await host.get("/healthz"))[0] == 200
+    host.stuck = ["visibility: no beat for 61 s"]
+    status, _, text = await host.get("/healthz")
+    assert status == 503
+    assert "visibility" in text
+
+
+async def test_readyz_gives_its_reasons_as_json_and_leaves_healthz_alone(host: Host) -> None:
+    assert (await host.get("/readyz"))[0] == 200
+    host.unready = ["draining"]
+    status, kind, text = await host.get("/readyz")
+    assert (status, kind) == (503, "application/json; charset=utf-8")
+    assert '"draining"' in text
+    assert (await host.get("/healthz"))[0] == 200
+
+
+async def test_metrics_are_fresh_and_in_the_form_asked_for(host: Host) -> None:
+    status, kind, text = await host.get("/metrics")
+    assert status == 200
+    assert kind.startswith("text/plain")
+    assert "dispatcher_seen 42.0" in text
+    _, kind, text = await host.get("/metrics", Accept="application/openmetrics-text")
+    assert kind.startswith("application/openmetrics-text")
+    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]  # the library has no types
+    assert [family.name for family in families] == ["dispatcher_seen"]
+
+
+async def test_status_is_json_and_other_paths_are_not_there(host: Host) -> None:
+    assert (await host.get("/status"))[::2] == (200, '{"state": "running"}')
+    assert (await host.get("/nothing"))[0] == 404
+
+
+async def test_the_page_for_people_asks_for_nothing_from_elsewhere(host: Host) -> None:
+    status, kind, text = await host.get("/")
+    assert (status, kind) == (200, "text/html; charset=utf-8")
+    assert 'fetch("/status")' in text
+    assert "//" not in text.replace("<!doctype", "")
+
+
+async def test_a_port_that_is_taken_is_an_os_error(host: Host) -> None:
+    taken = int(host.url.rpartition(":")[2])
+    probes = Probes(list, list, dict, host.registry, lambda: None)
+    with pytest.raises(OSError, match="address already in use"):
+        async with probes.serve("127.0.0.1", taken):
+            pass
