@@ -15,7 +15,7 @@ from dispatcher import __version__
 from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.ledger import Ledger
 from dispatcher.aws.master import MasterQueue
-from dispatcher.aws.queues import read_depth, redrive_target
+from dispatcher.aws.queues import read_attributes, read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.board import Board, RegionRules
 from dispatcher.clock import Clock
@@ -257,14 +257,20 @@ class _App:
     async def _check(self, home: Caller, ledger: Ledger) -> str | None:
         """Wait until master queue and ledger answer; return the dead-letter queue's URL. Raises StartError."""
         settings = self.settings
-
-        async def target() -> str | None:
-            found = await redrive_target(home, settings.master_queue_url)
-            return settings.dead_letter_queue_url or found
-
-        url = await self._first_answer("master queue", "DISPATCHER_MASTER_QUEUE_URL", target)
+        asking = partial(read_attributes, home, names=["QueueArn"])
+        await self._first_answer(
+            "master queue", "DISPATCHER_MASTER_QUEUE_URL", partial(asking, settings.master_queue_url)
+        )
         self.answered.add("master queue")
         await self._first_answer("ledger", "DISPATCHER_LEDGER_TABLE", ledger.ping)
+        variable = "DISPATCHER_DEAD_LETTER_QUEUE_URL, or the master queue's redrive policy"
+        url = settings.dead_letter_queue_url
+        if url is None:
+            url = await self._first_answer(
+                "dead-letter queue", variable, partial(redrive_target, home, settings.master_queue_url)
+            )
+        else:
+            await self._first_answer("dead-letter queue", variable, partial(asking, url))
         if url is None:
             log.warning(
                 "dead_letter_queue.missing",

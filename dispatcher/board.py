@@ -143,9 +143,6 @@ class Board:
 
     # --- looking ------------------------------------------------------------------------------------------------
 
-    def holds_off(self, region: Region) -> bool:
-        return self._places[region].breaker.state is BreakerState.OPEN
-
     def view(self, region: Region) -> RegionView:
         place = self._places[region]
         return RegionView(

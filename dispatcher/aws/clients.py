@@ -51,7 +51,6 @@ class Caller:
         self._clock = clock
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._prepared: set[str] = set()
 
     def prepare(self, *operations: str) -> None:
         for operation in operations:

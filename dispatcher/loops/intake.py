@@ -26,6 +26,7 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 RECEIVE_MAX = 10  # SQS: messages a receive (ReceiveMessage reference)
+EMPTY_POLL_S = 0.9  # an empty answer that comes sooner is no reason to ask again at once
 HAND_BACK_S = 8.0  # for what the drain's deadline cuts off; the orchestrator kills soon after it
 
 
@@ -90,6 +91,9 @@ class Intake:
                 self._take(delivery, asked_at, carriers)
             if failures:
                 await asyncio.sleep(backoff_s(failures - 1, self.random))
+            elif not deliveries and asyncio.get_running_loop().time() < asked_at + EMPTY_POLL_S:
+                # no long poll: it was set to 0, or SQS has 120,000 of the queue's messages in flight
+                await asyncio.sleep(EMPTY_POLL_S * self.random.uniform(0.8, 1.2))
         self.heartbeats.forget(name)
 
     def _take(self, delivery: Delivery, asked_at: float, carriers: set[asyncio.Task[None]]) -> None:

@@ -275,3 +275,17 @@ def test_a_poison_message_goes_to_the_dead_letters_and_its_mates_go_on() -> None
             assert all(a.out.attributes["dispatcher.rejected_because"].value for a in here.dead_letters.arrivals)
 
     run_virtual(story())
+
+
+def test_polls_that_return_empty_at_once_are_not_repeated_at_once() -> None:
+    """With a wait of 0, or with 120,000 messages in flight, SQS answers empty at once; each answer is paid for."""
+
+    async def story() -> None:
+        async with world(wait_s=0.0) as here:
+            here.start(pollers=4)
+            await asyncio.sleep(60)
+            assert 4 * 50 <= len(here.master.asked) <= 4 * 90
+            here.submit("r")
+            await here.empty(within_s=5)
+
+    run_virtual(story())
