@@ -117,7 +117,7 @@ async def test_status_shows_regions_and_the_life_of_one_request(world: World, ru
 
 
 async def test_logs_are_json_lines_with_ids_and_never_a_body(world: World) -> None:
-    dispatcher = await world.start(DISPATCHER_LOG_LEVEL="debug")
+    dispatcher = await world.start(LOG_LEVEL="debug")
     await world.send([*requests(10), '{"secret": "do-not-log"}', request("r-1", metadata={"secret": "do-not-log"})])
     await world.until_master_is_empty()
     await dispatcher.drain()

@@ -161,6 +161,6 @@ def test_numbers_that_contradict_each_other_are_refused() -> None:
 
 async def test_a_dead_letter_queue_that_does_not_exist_ends_the_start_with_what_to_do(world: World) -> None:
     gone = world.resources.dead_letter_queue_url + "-gone"
-    dispatcher = await world.start(ready=False, DISPATCHER_DEAD_LETTER_QUEUE_URL=gone)
+    dispatcher = await world.start(ready=False, DEAD_LETTER_QUEUE_URL=gone)
     assert await dispatcher.exit_status() == 1
     assert "the dead-letter queue does not exist" in dispatcher.log.read_text()
