@@ -170,3 +170,8 @@ def test_an_error_is_counted_under_its_stage_and_cause(registry: CollectorRegist
 def test_two_processes_in_one_share_no_count() -> None:
     for _ in range(2):
         Metrics.unread().received.inc()
+
+
+def test_nothing_stands_beside_the_catalogue(registry: CollectorRegistry) -> None:
+    names = {sample.name for metric in registry.collect() for sample in metric.samples}
+    assert {name for name in names if name.endswith("_created")} == set()
