@@ -1,7 +1,6 @@
 """Composition root: builds clients, queues, ledger and loops in the order of their needs; supervises; drains."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -38,6 +37,7 @@ from dispatcher.telemetry.probes import Probes
 
 log = structlog.get_logger()
 
+POLL_MARGIN_S = 2.0  # between an open poll's end and a drain's deadline
 POOL = 50  # connections a client: more than its lanes can use at once, so that nothing waits for one
 
 
@@ -83,7 +83,7 @@ class _App:
             regions=settings.regions,
             policy=settings.routing_policy,
             version=__version__,
-            revision=os.environ.get("DISPATCHER_REVISION", "unknown"),
+            revision=settings.revision,
             in_flight_limit=settings.max_in_flight,
         )
         self.lifecycle = Lifecycle()
@@ -114,7 +114,7 @@ class _App:
             clients = await stack.enter_async_context(Clients(self.clock, self.metrics))
 
             # A drain waits for open polls: where it is short, polls must be too, or it would have to cut them off.
-            wait_s = min(settings.poll_wait_seconds, int(settings.drain_timeout_seconds))
+            wait_s = min(settings.poll_wait_seconds, max(0, int(settings.drain_timeout_seconds - POLL_MARGIN_S)))
             receiving = await clients.open(
                 "sqs", self.home, pool=settings.pollers + 2, attempts=1, read_timeout_s=wait_s + 10.0
             )
@@ -287,7 +287,8 @@ class _App:
                 if fault.cause is Cause.MISSING:
                     raise StartError(f"the {what} does not exist ({fault}); check {variable}") from fault
                 self.metrics.error(Stage.LEDGER if what == "ledger" else Stage.RECEIVE, fault.cause)
-                log.warning("start.waiting", on=what, fault=str(fault))
+                hint = "check credentials and the task role" if fault.cause is Cause.DENIED else "trying again"
+                log.warning("start.waiting", on=what, fault=str(fault), hint=hint)
             await asyncio.sleep(backoff_s(attempt, self.random))
             attempt += 1
             if self.lifecycle.draining:

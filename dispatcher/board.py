@@ -88,6 +88,10 @@ class Board:
 
     # --- choosing -----------------------------------------------------------------------------------------------
 
+    def serves(self, model: str) -> bool:
+        """Whether any Region serves a model, if only a withdrawn one: such a message waits."""
+        return any(place.rules.serves(model) for place in self._places.values())
+
     def serving(self, model: str) -> set[Region]:
         """Return the Regions that serve a model and are not withdrawn, whether or not they may get more now."""
         places = self._places.items()
@@ -114,8 +118,8 @@ class Board:
         nothing, or its last call failed, any other Region is better, and the flight's own place if there is none.
         """
         here = flight.region
-        trusted = region in self.serving(model) and self._places[region].breaker.trusted
-        if trusted and (here == region or region in self.shares()):
+        able = region in self.serving(model) and region not in flight.refused_by
+        if able and self._places[region].breaker.trusted and (here == region or region in self.shares()):
             self._move(flight, region)
         else:
             self.book(flight, model, without=[region, *flight.refused_by])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from rich.progress import Progress
 
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
-from dispatcher.settings import HttpSettings, load, load_http
+from dispatcher.policy.decode import REQUEST_ID_MAX
+from dispatcher.settings import HttpSettings, load, load_http, region_name, unknown_variables
 
 BAD_CONFIGURATION = 2
 HEALTHCHECK_S = 3.0
@@ -42,6 +44,8 @@ def main() -> None:
 def run(config: Path | None) -> None:
     """Run the daemon. SIGTERM or SIGINT drains it; a second one stops it at once."""
     settings = _loaded(load, config)
+    for name in unknown_variables():
+        click.echo(f"dispatcher: {name} is not a setting; it is ignored", err=True)
     import uvloop
 
     from dispatcher import app
@@ -50,7 +54,7 @@ def run(config: Path | None) -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         uvloop.run(app.run(settings))
-    except app.StartError as fault:
+    except DispatcherError as fault:
         _fail(str(fault))
     except Exception:
         logs.log.exception("process.failed")
@@ -106,7 +110,6 @@ def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) ->
 
     async def create(clients: Any) -> Resources | None:
         made = None
-        wanted = [Region(region.strip()) for region in regions.split(",") if region.strip()]
         async for step in provision(clients, name=name, home=Region(home_region), regions=wanted, on_aws=yes):
             if isinstance(step, Resources):
                 made = step
@@ -114,6 +117,16 @@ def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) ->
                 click.echo(step, err=True)
         return made
 
+    wanted = [Region(region.strip()) for region in regions.split(",") if region.strip()]
+    try:
+        for region in (home_region, *wanted):
+            region_name(region)
+    except ValueError as fault:
+        raise click.UsageError(str(fault)) from fault
+    if not wanted:
+        raise click.UsageError("--regions: name at least one")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
+        raise click.UsageError("--name: up to 60 letters, digits, - and _")
     made = _with_clients(create)
     if made is None:
         _fail("nothing was created")
@@ -166,7 +179,10 @@ def submit(file: Any, count: int | None, again: bool, config: Path | None, as_js
     if count is not None:
         bodies = submission.made_up(count)
     else:
-        bodies, faults = submission.validated(file)
+        try:
+            bodies, faults = submission.validated(file)
+        except UnicodeDecodeError as wrong:
+            _fail(f"{file.name} is not UTF-8: {wrong}")
     if faults:
         for fault in faults[:20]:
             click.echo(f"dispatcher: {fault}", err=True)
@@ -197,6 +213,8 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
 
     settings = _loaded(load, config)
     if request_id is not None:
+        if not 1 <= len(request_id) <= REQUEST_ID_MAX:
+            raise click.UsageError(f"a request id has 1 to {REQUEST_ID_MAX} characters")
         item = _with_clients(lambda clients: look.request(settings, clients, request_id))
         if item is None:
             _fail(f"the ledger knows no request {request_id!r}: not received yet, rejected, or forgotten")
@@ -208,10 +226,14 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
     regions = _with_clients(lambda clients: look.regions(settings, clients))
     if as_json:
         _print_json({"policy": settings.routing_policy, "regions": regions})
-        return
-    columns = ["depth", "in_flight", "delayed", "threshold", "weight", "share", "health"]
-    rows = [[region, *(str(values[c]) for c in columns)] for region, values in regions.items()]
-    _print_table(rows, ["Region", *columns])
+    else:
+        columns = ["depth", "in_flight", "delayed", "threshold", "weight", "share", "health"]
+        rows = [
+            [region, *("-" if values[c] is None else str(values[c]) for c in columns)]
+            for region, values in regions.items()
+        ]
+        _print_table(rows, ["Region", *columns])
+    sys.exit(0 if any(values["depth"] is not None for values in regions.values()) else 1)
 
 
 def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:

@@ -19,8 +19,8 @@ class Gate:
             return "the ledger does not answer"
         if self.board.room() <= 0:
             return "no Region may get more"
-        if self.in_flight.parked >= max(1, self.in_flight.limit // 2):
-            return "too many messages wait for a Region of their own"
+        if self.in_flight.parking_full:
+            return "too many messages wait for a Region of their own, or for the dead-letter queue"
         return None
 
     def room(self) -> int:

@@ -29,7 +29,7 @@ class Flight:
     step: Step = Step.RECEIVED
     claim: Claimed | None = None
     region: Region | None = None  # where a place is booked for it
-    parked: bool = False  # waits for a Region
+    parked: bool = False  # waits, unclaimed, for a Region or for the dead-letter queue
     refused_by: dict[Region, str] = field(default_factory=dict)  # the Regions that cannot take it, and what they said
     lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
@@ -63,8 +63,10 @@ class InFlight:
         return self.limit - len(self._flights) - self.asked
 
     @property
-    def parked(self) -> int:
-        return sum(flight.parked for flight in self._flights)
+    def parking_full(self) -> bool:
+        """Half of what may be held only waits: the other half is for messages that can go on."""
+        parked = [size for flight, size in self._flights.items() if flight.parked]
+        return 2 * len(parked) >= max(2, self.limit) or 2 * sum(parked) >= BODY_BYTES_MAX
 
     @property
     def unrouted(self) -> int:

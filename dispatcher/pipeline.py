@@ -155,7 +155,7 @@ class Pipeline:
 
     def _decode(self, delivery: Delivery) -> Message:
         message = decode(delivery.body, delivery.attributes)
-        if not self.board.serving(message.model_name):
+        if not self.board.serves(message.model_name):
             raise PoisonError(f"model_name: no Region serves {message.model_name!r}")
         return message
 
@@ -174,6 +174,7 @@ class Pipeline:
         """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
         token = uuid4().hex
         looked_once = False
+        copy_in: Region | None = None  # where the claim that we take over may have put one
         while True:
             lease_end = await self._next_lease_end(flight)
             request = ClaimRequest(message, token, region, lease_end, flight.delivery.message_id)
@@ -182,10 +183,15 @@ class Pipeline:
             match await self._until_answered(flight, Stage.LEDGER, self.ledger.claim, request):
                 case Claimed() as claim:
                     flight.claim = claim
+                    if claim.region == copy_in:
+                        flight.step = Step.SENDING
                     return claim
                 case Lapsed() as old:
                     if old.region is not None:
                         region = self.board.follow(flight, message.model_name, old.region)
+                        if region == old.region:
+                            copy_in = region
+                            flight.step = Step.SENDING  # from here on it is never released: a copy may be there
                     taking = replace(request, region=region)
                     taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
                     if taken is not None:
@@ -211,6 +217,7 @@ class Pipeline:
         lapses.
         """
         tried = set(flight.refused_by)
+        copy_possible = flight.step is Step.SENDING  # of the claim that this one took over
         lost_answers = 0
         while True:
             if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
@@ -237,9 +244,15 @@ class Pipeline:
                     self._send_failed(message, claim.region, fault)
                     if fault.cause is Cause.INVALID:
                         flight.refused_by[claim.region] = str(fault)
-                if lost_answers:  # a copy may be there, so no other Region may get one: wait for this one
+                if copy_possible or lost_answers:  # no other Region may get it yet: wait for this one
+                    if claim.region in flight.refused_by:
+                        await self._lapse(flight, message, claim)
+                        return None
                     await self.board.change()
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
+                    if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
+                        await self._lapse(flight, message, claim)
+                        return None
                     continue
                 flight.step = Step.CLAIMING
                 tried.add(claim.region)
@@ -307,6 +320,7 @@ class Pipeline:
         if self.dead_letters is None:
             log.error("message.no_dead_letter_queue", hint="set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy")
             return Outcome.FAILED
+        flight.parked = True  # should the dead-letter queue not answer: it must not take the room of the others
         attributes = rejected(delivery.body, delivery.attributes, reason)
         out = Outgoing(delivery.body, attributes, delivery.trace_header, departs=lambda: None)
         try:

@@ -16,6 +16,8 @@ from dispatcher.errors import ConfigurationError
 from dispatcher.model import Region
 
 PREFIX = "DISPATCHER_"
+EMULATOR = "DISPATCHER_EMULATOR"
+"""No setting of the daemon: the command of the emulator that the demo starts."""
 
 _QUEUE_URL = re.compile(r"https?://[^/\s]+/\S*[A-Za-z0-9_-]+")
 
@@ -31,7 +33,17 @@ def _queue_url(value: Any) -> Any:
 
 
 QueueUrl = Annotated[str, BeforeValidator(_queue_url)]
-RegionName = Annotated[Region, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")]
+_REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
+
+
+def region_name(value: Any) -> Any:
+    """Return the value if it looks like an AWS Region's name; raise ValueError."""
+    if not isinstance(value, str) or not _REGION.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of an AWS Region, such as us-east-1")
+    return value
+
+
+RegionName = Annotated[Region, BeforeValidator(region_name)]
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -92,7 +104,7 @@ class Settings(HttpSettings):
     """PartiQL batches; False: one conditional write for each claim and confirmation."""
     overload_threshold: Annotated[int, Field(gt=0)] = 5000
     """Visible messages at which a regional queue gets no more."""
-    depth_ttl_seconds: Seconds = 60
+    depth_ttl_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60
     """Age past which a depth reading is stale; four readings fall within it."""
     ledger_retention_seconds: Seconds = 21 * 86400
     """How long a dispatched request is remembered: master retention + dead-letter retention + margin."""
@@ -108,6 +120,8 @@ class Settings(HttpSettings):
     """Messages held at once; with their bodies, and those bounded too (`inflight.py`), within 512 MiB."""
     drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
     """From SIGTERM or SIGINT until what is unfinished is handed back."""
+    revision: Name = "unknown"
+    """Of the code that runs, for `dispatcher_build_info`."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] | None = None
     """None: console on a terminal, JSON otherwise."""
@@ -192,9 +206,17 @@ def _line(error: Any) -> str:
     said = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(said)
-    field, *inside = (str(part) for part in error["loc"])
+    field, *inside = (str(part) for part in error["loc"] if part != "[key]")
     where = PREFIX + field.upper() + "".join(f"[{part}]" for part in inside)
     if error["type"] == "missing":
         hint = " (or AWS_REGION)" if field == "home_region" else ""
         return f"{where}{hint}: is required and not set"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: is not known; a Region has {', '.join(RegionSettings.model_fields)}"
     return f"{where}: {said}"
+
+
+def unknown_variables() -> list[str]:
+    """Return the variables under our prefix that are no settings: misspelt, most likely."""
+    known = {PREFIX + field.upper() for field in Settings.model_fields} | {EMULATOR}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import aioboto3
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from dispatcher import __version__
 from dispatcher.aws.faults import classify
 from dispatcher.clock import Clock
-from dispatcher.errors import Cause
+from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import Region
 from dispatcher.telemetry.metrics import ANSWERED, RETRIED, Metrics
 
@@ -105,7 +105,10 @@ class Clients:
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
-        self._session = aioboto3.Session()
+        try:
+            self._session = aioboto3.Session()
+        except (BotoCoreError, ValueError) as fault:
+            raise RefusedError(Cause.REFUSED, f"the AWS SDK cannot start: {fault}") from fault
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "Clients":
@@ -137,6 +140,10 @@ class Clients:
             user_agent_extra=f"regional-dispatcher/{__version__}",
             http_session_cls=HostCheckingSession,  # merging configs would drop it: AioConfig.merge of 2.25.1
         )
-        client = await self._stack.enter_async_context(self._session.client(service, region_name=region, config=config))
+        opening = self._session.client(service, region_name=region, config=config)
+        try:
+            client = await self._stack.enter_async_context(opening)
+        except (BotoCoreError, ValueError) as fault:
+            raise RefusedError(Cause.REFUSED, f"no client for {service} in {region}: {fault}") from fault
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
         return Caller(client, service, region, self._clock, self._metrics, total)

@@ -56,7 +56,7 @@ _CAUSES: Mapping[str, Cause] = {
     **dict.fromkeys(
         [
             "ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidMessageContents", "InvalidParameterValue",
-            "InvalidAttributeValue", "InvalidAttributeName", "MissingParameter", "InvalidIdFormat",
+            "InvalidAttributeValue", "InvalidAttributeName", "InvalidIdFormat",
         ],
         Cause.INVALID,
     ),

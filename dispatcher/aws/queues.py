@@ -25,10 +25,13 @@ async def read_depth(call: Caller, url: str) -> Depth:
 async def redrive_target(call: Caller, url: str) -> str | None:
     """Return the URL of the dead-letter queue that the queue's RedrivePolicy names; None without one."""
     attributes = await read_attributes(call, url, ["RedrivePolicy"])
-    arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")
-    if not arn:
-        return None
-    account, name = arn.split(":")[4:6]
+    try:
+        arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")
+        if not arn:
+            return None
+        account, name = arn.split(":")[4:6]
+    except (AttributeError, ValueError) as fault:
+        raise RefusedError(Cause.REFUSED, f"the redrive policy of {url} cannot be read: {fault}") from fault
     answer = await call("get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account)
     return str(answer["QueueUrl"])
 

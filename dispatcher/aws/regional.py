@@ -6,7 +6,7 @@ from typing import Any, Self
 from dispatcher.aws.clients import Caller
 from dispatcher.aws.faults import answers_by_entry
 from dispatcher.aws.queues import ENTRIES_MAX
-from dispatcher.errors import AwsError, Cause, HeldOffError, LeaseTooShortError
+from dispatcher.errors import AwsError, Cause, HeldOffError, LeaseTooShortError, RefusedError
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
 from dispatcher.model import Attribute, Outgoing
@@ -91,12 +91,14 @@ class SendingQueue:
                 Entries=[_entry(i, out) for i, out in enumerate(batch)],
             )
         except AwsError as fault:
-            if fault.code.endswith(_TOO_LONG) and len(batch) > 1:  # this queue takes less at once; nothing was sent
+            too_long = fault.code.endswith(_TOO_LONG)
+            contents = too_long or fault.cause is Cause.INVALID  # of some entry; nothing was sent
+            if contents and len(batch) > 1:
                 half = len(batch) // 2
                 first, second = batch[:half], batch[half:]
                 return [*await self._send_departing(first), *await self._send_departing(second)]
-            self._learn(False)
-            return [fault] * len(batch)
+            self._learn(contents)
+            return [RefusedError(Cause.INVALID, str(fault), fault.code) if too_long else fault] * len(batch)
         answers: list[str | Exception] = answers_by_entry(
             answer, len(batch), lambda entry: str(entry.get("MessageId") or "")
         )

@@ -19,6 +19,8 @@ from typing import Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from dispatcher.settings import EMULATOR
+
 START_S = 30.0
 
 
@@ -47,7 +49,7 @@ class Cloud:
 
 def ministack() -> Path | None:
     """Return MiniStack's command: DISPATCHER_EMULATOR, or in `.venv-emulator` beside this environment."""
-    named = os.environ.get("DISPATCHER_EMULATOR")
+    named = os.environ.get(EMULATOR)
     found = Path(named) if named else Path(sys.prefix).parent / ".venv-emulator" / "bin" / "ministack"
     return found if found.exists() else None
 

@@ -128,12 +128,12 @@ class Intake:
         """At the deadline: cut off what is under way; each hands back what it can."""
         if not carriers:
             return
-        log.warning("drain.deadline", unfinished=len(carriers))
+        log.warning("intake.cut_off", unfinished=len(carriers))
         for carrier in carriers:
             carrier.cancel()
         await asyncio.wait(set(carriers), timeout=HAND_BACK_S)
         if carriers:
-            log.error("drain.not_handed_back", count=len(carriers), hint="they return when their visibility ends")
+            log.error("intake.not_handed_back", count=len(carriers), hint="they return when their visibility ends")
 
 
 async def _wait_until(deadline: float, tasks: set[asyncio.Task[None]]) -> bool:

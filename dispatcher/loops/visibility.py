@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from dispatcher.errors import AwsError, Stage
+from dispatcher.errors import AwsError, Cause, Stage
 from dispatcher.inflight import Flight, InFlight, Step
 from dispatcher.pipeline import Pipeline
 from dispatcher.telemetry.heartbeats import Heartbeats
@@ -46,3 +46,6 @@ class VisibilityExtender:
         except AwsError as fault:
             self.metrics.error(Stage.EXTEND, fault.cause)
             log.warning("visibility.not_extended", message_id=flight.delivery.message_id, fault=str(fault))
+        except Exception:  # a bug met with one delivery is that delivery's; it is due again
+            self.metrics.error(Stage.EXTEND, Cause.UNEXPECTED)
+            log.exception("visibility.failed", message_id=flight.delivery.message_id)

@@ -17,6 +17,8 @@ from dispatcher.model import Attribute, Message, Priority
 GENERATION = "dispatcher.generation"
 """The one attribute under our prefix that a sender may set."""
 
+REQUEST_ID_MAX = 256
+
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
@@ -56,7 +58,7 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    request_id: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+    request_id: Annotated[str, Field(min_length=1, max_length=REQUEST_ID_MAX), AfterValidator(_printable)]
     model_name: Annotated[str, Field(min_length=1)]
     input_data_url: Annotated[str, AfterValidator(_input_url)]
     callback_sns_topic: Annotated[str, AfterValidator(_topic_arn)] = ""

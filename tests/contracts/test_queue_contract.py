@@ -301,3 +301,27 @@ def test_the_trace_header_travels() -> None:
         assert seen[0]["MessageSystemAttributes"]["AWSTraceHeader"]["StringValue"] == TRACE
 
     run_virtual(story())
+
+
+@pytest.mark.parametrize("code", ["InvalidMessageContents", "AWS.SimpleQueueService.BatchRequestTooLong"])
+def test_a_call_refused_for_one_message_s_sake_is_told_apart_and_opens_no_breaker(code: str) -> None:
+    """SQS may refuse a whole call where it could have refused an entry: the mates must not be condemned with it."""
+
+    async def story() -> None:
+        def answer(entries: list[dict[str, Any]]) -> Mapping[str, Any]:
+            if "bad" in [entry["MessageBody"] for entry in entries]:
+                cause = Cause.INVALID if code == "InvalidMessageContents" else Cause.REFUSED
+                raise RefusedError(cause, "no", code)
+            return _all_well(entries)
+
+        learned: list[bool] = []
+        async with SendingQueue("url", ScriptedCaller(answer), learn=learned.append) as queue:  # type: ignore[arg-type]
+            bodies = ["a", "b", "bad", "c", "d"]
+            sent = await asyncio.gather(*(queue.send(out(body)) for body in bodies), return_exceptions=True)
+        assert [s for s in sent if isinstance(s, str)] == ["id-a", "id-b", "id-c", "id-d"]
+        refused = sent[2]
+        assert isinstance(refused, RefusedError)
+        assert refused.cause is Cause.INVALID
+        assert all(learned)
+
+    run_virtual(story())

@@ -782,3 +782,68 @@ def test_a_message_that_could_not_be_handed_back_is_not_counted_as_released() ->
             assert process.outcomes() == {"failed": 1}
 
     run_virtual(story())
+
+
+# --- what a review found ------------------------------------------------------------------------------------
+
+
+def test_a_takeover_that_is_cut_off_keeps_the_region_where_a_copy_is() -> None:
+    """A dies after its send to B; the next dispatcher's takeover is written but slow, and its drain ends.
+
+    The claim still says where the copy is, so the third sends its own there too, not elsewhere.
+    """
+
+    async def story() -> None:
+        async with world(wait_s=1) as here:
+            _only(here, B)
+            here.submit("r")
+            first = here.start("first")
+            first.life.dies = after("send:done")
+            await here.until(lambda: first.life.dead)
+            _only(here, A, B, C)
+            here.ledger.faults.on("take_over", slow(after_s=60), 1)
+            second = here.start("second", drain_s=5)
+            await here.until(lambda: any(w.operation == "take_over" for w in here.ledger.writes))
+            second.drain()
+            await second.ended()
+            assert "release" not in {w.operation for w in here.ledger.writes}
+            here.start("third")
+            await here.empty()
+            assert [arrival.region for arrival in here.arrivals] == [B, B]
+
+    run_virtual(story())
+
+
+def test_a_takeover_whose_send_is_throttled_once_stays_with_the_region_where_a_copy_is() -> None:
+    async def story() -> None:
+        async with world() as here:
+            _only(here, B)
+            here.submit("r")
+            first = here.start("first")
+            first.life.dies = after("send:done")
+            await here.until(lambda: first.life.dead)
+            _only(here, A, B, C)
+            here.regional[B].faults.on("send", refused(Cause.THROTTLED), 2)
+            here.start("second")
+            await here.empty()
+            assert [arrival.region for arrival in here.arrivals] == [B, B]
+
+    run_virtual(story())
+
+
+def test_bad_messages_that_no_dead_letter_queue_takes_leave_room_for_good_ones() -> None:
+    async def story() -> None:
+        async with world() as here:
+            here.dead_letters.faults.always("send", refused(Cause.DENIED))
+            for _ in range(10):
+                here.master.send("not JSON")
+            process = here.start(slots=50)
+            await asyncio.sleep(30)
+            for number in range(20):
+                here.submit(f"r{number}")
+            await here.until(lambda: process.outcomes().get("dispatched") == 20, within_s=30)
+            here.dead_letters.faults.clear("send")
+            await here.empty()
+            assert process.outcomes() == {"dispatched": 20, "rejected": 10}
+
+    run_virtual(story())

@@ -143,3 +143,32 @@ def test_the_demo_accounts_for_every_request(run: Run, kind: str) -> None:
     assert summary["duplicates_dropped"] == summary["duplicates_sent"]
     assert sum(summary["rejected"].values()) == summary["rejected_sent"]
     assert "Spot took" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        (("init", "--regions", ""), {}, "name at least one"),
+        (("init", "--regions", "us-east-1,xx"), {}, "'xx' is not the name of an AWS Region"),
+        (("init", "--home-region", "foo bar"), {}, "not the name of an AWS Region"),
+        (("init", "--name", "a b"), {}, "--name"),
+        (("init",), {"AWS_ENDPOINT_URL": "nonsense"}, "nonsense"),
+        (("init",), {"AWS_PROFILE": "nobody"}, "nobody"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_line_and_nothing_is_made(
+    run: Run, arguments: tuple[str, ...], settings: dict[str, str], said: str
+) -> None:
+    ended = run(*arguments, settings=settings)
+    assert ended.returncode in (1, 2)
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_status_of_nothing_that_answers_is_no_success(run: Run, provisioned: dict[str, str]) -> None:
+    nobody = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    shown = run("status", settings=provisioned | nobody)
+    assert shown.returncode == 1
+    assert "unreadable" in shown.stdout
+    assert "None" not in shown.stdout

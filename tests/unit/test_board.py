@@ -208,3 +208,11 @@ def test_equal_regions_are_equal_within_two_percent(counts: tuple[int, ...]) -> 
         world.read(region, visible)
     got = Counter(world.send() for _ in range(6000))
     assert max(got.values()) / min(got.values()) < 1.02
+
+
+def test_a_model_that_only_a_withdrawn_region_serves_is_served_but_nobody_may_get_it() -> None:
+    world = World(A, B)
+    world.board._places[A].rules.weight = 0.0
+    world.board._places[B].rules.models = frozenset({"another"})
+    assert world.board.serves(MODEL)
+    assert world.board.serving(MODEL) == set()

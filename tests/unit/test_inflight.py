@@ -1,7 +1,7 @@
 import pytest
 
 from dispatcher import inflight
-from dispatcher.inflight import Flight, InFlight, Step
+from dispatcher.inflight import BODY_BYTES_MAX, Flight, InFlight, Step
 from dispatcher.model import Delivery, Region
 
 
@@ -63,8 +63,20 @@ def test_what_has_no_region_yet_is_told_from_what_has_one_or_needs_none() -> Non
     assert held.unrouted == 3
 
 
-def test_parked_deliveries_are_counted() -> None:
-    held = InFlight(10)
+def test_parking_is_full_when_half_of_the_slots_only_wait() -> None:
+    held = InFlight(4)
     held.add(flight(parked=True))
     held.add(flight())
-    assert held.parked == 1
+    assert not held.parking_full
+    held.add(flight(parked=True))
+    assert held.parking_full
+
+
+def test_parking_is_full_when_half_of_the_memory_only_waits() -> None:
+    held = InFlight(1000)
+    large = Delivery("m", "r", "x" * 1_000_000, {}, None, 0.0, 1)
+    waiting = BODY_BYTES_MAX // 2 // 1_000_000 + 1
+    for _ in range(waiting):
+        held.add(Flight(large, received_at=0.0, visible_until=0.0, parked=True))
+    assert held.parking_full
+    assert held.free > 0
