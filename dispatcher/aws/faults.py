@@ -125,5 +125,5 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
 
 def _put(answers: list[Any], entry: Mapping[str, Any], value: Any) -> None:
     index = str(entry.get("Id") or "")
-    if index.isascii() and index.isdigit() and int(index) < len(answers):
+    if len(index) <= 3 and index.isascii() and index.isdigit() and int(index) < len(answers):
         answers[int(index)] = value
