@@ -160,7 +160,12 @@ class Pipeline:
         return message
 
     async def _route(self, flight: Flight, message: Message) -> Region:
-        """Return the Region where a place is booked; wait, unclaimed, while nobody may get this message."""
+        """Return the Region where a place is booked; wait, unclaimed, while nobody may get this message.
+
+        Raises PoisonError once every Region that could get it has refused its contents.
+        """
+        if flight.refused_by and self._refused_by_all(flight, message):
+            raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
         try:
             while (region := self.board.book(flight, message.model_name, without=flight.refused_by)) is None:
                 flight.parked = True
@@ -217,8 +222,7 @@ class Pipeline:
         lapses.
         """
         tried = set(flight.refused_by)
-        copy_possible = flight.step is Step.SENDING  # of the claim that this one took over
-        lost_answers = 0
+        lost_answers = int(flight.step is Step.SENDING)  # perhaps the claim that this one took over lost one
         while True:
             if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
                 if lost_answers:
@@ -244,15 +248,12 @@ class Pipeline:
                     self._send_failed(message, claim.region, fault)
                     if fault.cause is Cause.INVALID:
                         flight.refused_by[claim.region] = str(fault)
-                if copy_possible or lost_answers:  # no other Region may get it yet: wait for this one
+                if lost_answers:  # a copy may be there, so no other Region may get one yet: wait for this one
                     if claim.region in flight.refused_by:
                         await self._lapse(flight, message, claim)
                         return None
                     await self.board.change()
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
-                    if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
-                        await self._lapse(flight, message, claim)
-                        return None
                     continue
                 flight.step = Step.CLAIMING
                 tried.add(claim.region)
@@ -269,13 +270,14 @@ class Pipeline:
             return Sent(claim, sqs_message_id)
 
     async def _release(self, flight: Flight, message: Message, claim: Claimed) -> None:
-        """Release the claim of a message that nobody takes now; if no Region can ever take it, raise PoisonError."""
-        poison = self.board.serving(message.model_name) <= flight.refused_by.keys()
-        await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=poison))
+        """Release the claim of a message that nobody takes now, and that certainly no Region has."""
+        by_all = self._refused_by_all(flight, message)
+        await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=by_all))
         flight.step, flight.claim = Step.RECEIVED, None
         self.board.unbook(flight)
-        if poison:
-            raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
+
+    def _refused_by_all(self, flight: Flight, message: Message) -> bool:
+        return self.board.serving(message.model_name) <= flight.refused_by.keys()
 
     async def _lapse(self, flight: Flight, message: Message, claim: Claimed) -> None:
         """Let the claim of a message that its Region may have run out, before anyone may send it again.

@@ -847,3 +847,16 @@ def test_bad_messages_that_no_dead_letter_queue_takes_leave_room_for_good_ones()
             assert process.outcomes() == {"dispatched": 20, "rejected": 10}
 
     run_virtual(story())
+
+
+def test_a_lost_answer_and_then_a_refusal_of_the_contents_by_the_only_region_is_rejected_in_the_end() -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            here.regional[A].faults.on("send", lost_request(), 1)
+            here.regional[A].faults.on("send", refused(Cause.INVALID), *range(2, 100))
+            here.submit("r")
+            process = here.start()
+            await here.until(process.outcomes, within_s=600)
+            assert process.outcomes() == {"rejected": 1}
+
+    run_virtual(story())
