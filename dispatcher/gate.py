@@ -20,7 +20,7 @@ class Gate:
         if self.board.room() <= 0:
             return "no Region may get more"
         if self.in_flight.parking_full:
-            return "too many messages wait for a Region of their own, or for the dead-letter queue"
+            return "half of what is held only waits: for a Region of its own, or for AWS to answer (see the log)"
         return None
 
     def room(self) -> int:

@@ -322,7 +322,6 @@ class Pipeline:
         if self.dead_letters is None:
             log.error("message.no_dead_letter_queue", hint="set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy")
             return Outcome.FAILED
-        flight.parked = True  # should the dead-letter queue not answer: it must not take the room of the others
         attributes = rejected(delivery.body, delivery.attributes, reason)
         out = Outgoing(delivery.body, attributes, delivery.trace_header, departs=lambda: None)
         try:
@@ -429,17 +428,21 @@ class Pipeline:
         For calls that are safe to repeat. Raises LeaseLostError once SQS no longer leaves the delivery to us, and
         RefusedError when it is this very delivery that was refused (Cause.INVALID).
         """
-        for attempt in count():
-            try:
-                return await call(*args, **kwargs)
-            except AwsError as fault:
-                self.metrics.error(stage, fault.cause)
-                log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))
-                if fault.cause is Cause.INVALID:
-                    raise
-            _still_ours(flight)
-            await asyncio.sleep(backoff_s(attempt, self.random))
-        raise AssertionError("count() does not end")
+        try:
+            for attempt in count():
+                try:
+                    return await call(*args, **kwargs)
+                except AwsError as fault:
+                    self.metrics.error(stage, fault.cause)
+                    log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))
+                    if fault.cause is Cause.INVALID:
+                        raise
+                _still_ours(flight)
+                flight.parked = True  # it only waits now, and must not take the room of those that can go on
+                await asyncio.sleep(backoff_s(attempt, self.random))
+            raise AssertionError("count() does not end")
+        finally:
+            flight.parked = False
 
     def _send_failed(self, message: Message, region: Region, fault: AwsError) -> None:
         self.metrics.error(Stage.SEND, fault.cause)
