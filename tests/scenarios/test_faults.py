@@ -38,8 +38,11 @@ async def test_a_lost_answer_loses_nothing_and_repeats_only_sends(world: World, 
     fault = Fault(pattern.how, pattern.operation, containing=pattern.containing, times=IN_A_ROW)
     world.proxy.add(fault)
     # a lease of 5 s gives a send 1.7 s: on a busy machine that alone makes one ambiguous, and a copy
-    times = {} if call in ("receive", "send") else {"VISIBILITY_SECONDS": "20", "CLAIM_LEASE_SECONDS": "15"}
-    dispatcher = await world.start(LEDGER_BATCHING="false" if call.startswith("single") else "true", **times)
+    times: dict[str, str] = (
+        {} if call in ("receive", "send") else {"VISIBILITY_SECONDS": "20", "CLAIM_LEASE_SECONDS": "15"}
+    )
+    batching = "false" if call.startswith("single") else "true"
+    dispatcher = await world.start(ready=True, LEDGER_BATCHING=batching, **times)
     await world.until_master_is_empty()
     assert fault.hits == IN_A_ROW
     await world.assert_each_once(bodies, extra=sent_by(fault))
