@@ -1,20 +1,29 @@
 """What is known of each Region, and which Region a message goes to: the state around the pure policy.
 
 Everything here happens between two awaits, so a choice and its booking are one step: no two messages of this process
-take the same place.
+take the same place. What other processes may take is kept apart by the fleet's reports (`policy/fleet.py`).
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from dispatcher.inflight import Flight
-from dispatcher.model import Depth, Region
+from dispatcher.model import Choice, Depth, Priority, Region
 from dispatcher.policy.breaker import Breaker, BreakerState
-from dispatcher.policy.routing import RegionView, pick, shares
+from dispatcher.policy.capacity import Capacity, remaining
+from dispatcher.policy.drain import Drain, estimates
+from dispatcher.policy.fleet import Fleet, Point, Report
+from dispatcher.policy.projection import Projection, Sends
+from dispatcher.policy.routing import RESUME, SMOOTHING, Policy, RegionView, allot, shares
 
 LOOK_AGAIN_S = 1.0  # what depends on time alone (a reading's age) is looked at this often
+ERROR_MAX, ERROR_BACK = 0.5, 0.25
+"""Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
+NO_LIMIT = 10**9
 
 
 @dataclass(slots=True)
@@ -24,6 +33,7 @@ class RegionRules:
     weight: float
     threshold: int
     models: frozenset[str] | None
+    drain: float | None = None  # messages per second that its workers take, until that was observed
 
     def serves(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -32,16 +42,28 @@ class RegionRules:
 @dataclass(slots=True)
 class _Place:
     rules: RegionRules
-    known_at: float  # loop time: when the last reading was asked for, or when we started
-    depth: Depth | None = None
-    accepted: int = 0  # own messages, ever
-    accepted_at_reading: int = 0  # the same, when the last reading was asked for
+    known_at: float  # when the last reading was asked for, or when we started
+    own: Sends
+    projection: Projection
     booked: int = 0  # own messages on their way
     breaker: Breaker = field(default_factory=Breaker)
+    capacity: Capacity = field(default_factory=Capacity)
+    overloaded: bool = False  # until it is down to where it resumes
+    upto: int = 0  # own messages, ever: the total that the fleet leaves to us
+    asked: int = 0  # what we said in our last report that it might become
+    at_report: int = 0  # own messages, ever, at our last report
+
+    @property
+    def drain(self) -> Drain:
+        return self.projection.drain
 
 
 class Board:
-    """`slots`: how many messages the process may hold; one Region of several may hold up half."""
+    """`slots`: how many messages the process may hold; one Region of several may hold up half.
+
+    `lag_s`: how late the counts of a reading are. `fleet`: the other dispatchers; None: there is no other. `drain`
+    makes a Region's estimator.
+    """
 
     def __init__(
         self,
@@ -51,27 +73,71 @@ class Board:
         slots: int,
         random: Random,
         now: Callable[[], float],
+        policy: Policy = Policy.PROJECTED_WAIT,
+        lag_s: float = 0.0,
+        fleet: Fleet | None = None,
+        drain: Callable[[Region, float | None], Drain] = lambda _, prior: Drain(prior),
     ) -> None:
-        self._places = {region: _Place(rules, known_at=now()) for region, rules in regions.items()}
+        self.started_at = now()
         self._ttl_s = ttl_s
+        self._lag_s = lag_s
         self._under_way_max = max(1, slots // 2) if len(regions) > 1 else slots
         self._now = now
+        self._policy = policy
+        self._fleet = fleet
+        self._places: dict[Region, _Place] = {}
+        for region, rules in regions.items():
+            own = Sends(now())
+            others = partial(fleet.total, region) if fleet else lambda _: 0.0
+            projection = Projection(drain(region, rules.drain), own, others, lag_s=lag_s)
+            self._places[region] = _Place(rules, now(), own, projection)
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
+        self._k = SMOOTHING[0]
+        self._believed = True  # the projections were right of late
         self._changed = asyncio.Event()
 
     # --- readings and what calls tell ---------------------------------------------------------------------------
 
-    def begin_reading(self, region: Region) -> tuple[float, int]:
+    def begin_reading(self, region: Region) -> float:
         """Return what `post` needs: what was accepted before a reading is asked for is in it, the rest is not."""
-        return self._now(), self._places[region].accepted
+        self._places[region].own.cut()
+        return self._now()
 
-    def post(self, region: Region, depth: Depth, begun: tuple[float, int]) -> None:
+    def post(self, region: Region, depth: Depth, begun: float) -> None:
         """Take a depth reading. The Region answers, so an open breaker lets one message through to see."""
         place = self._places[region]
-        place.depth = depth
-        place.known_at, place.accepted_at_reading = begun
+        place.known_at = begun
+        place.projection.post(depth, begun)
+        place.own.forget(place.projection.shown_at - self._ttl_s)
         place.breaker.answered()
+        self._reckon()
+        threshold = place.rules.threshold
+        if max(depth.visible, place.projection.level(self._now())) >= threshold:
+            place.overloaded = True
+        elif depth.visible <= RESUME * threshold:
+            place.overloaded = False
+        self._take_room(region, place)
         self.notify()
+
+    def _reckon(self) -> None:
+        """What follows from all that was learnt: estimates, projections, whether to believe them."""
+        now = self._now()
+        peers = self._fleet.drains() if self._fleet else {}
+        found = estimates({region: place.drain for region, place in self._places.items()}, peers)
+        for region, place in self._places.items():
+            place.projection.drain_rate = found.get(region, 0.0)
+            place.projection.rebuild(now)
+        error = self.model_error
+        self._believed = error <= ERROR_MAX if self._believed else error < ERROR_BACK
+        inflow = sum(place.projection.inflow for place in self._places.values())
+        self._k = min(max(inflow * self._ttl_s / len(self._places), SMOOTHING[0]), SMOOTHING[1])
+
+    @property
+    def model_error(self) -> float:
+        """How wrong the projected depths were of late, as a part of the depths: the worst Region's median."""
+        judged = [p for p in self._places.values() if p.rules.weight > 0 and p.drain.confident and not p.drain.stalled]
+        errors = [place.projection.error for place in judged]
+        return max((error for error in errors if error is not None), default=0.0)
 
     def admits(self, region: Region, count: int) -> int:
         """Return how many of `count` messages may be sent there in a call now; its end goes to `learn`."""
@@ -86,7 +152,67 @@ class Board:
         self._places[region].breaker.record(succeeded, self._now())
         self.notify()
 
+    def capacity(self, region: Region) -> Capacity:
+        """Whoever knows what is left of a Region's workers may say so here."""
+        return self._places[region].capacity
+
+    # --- the fleet ----------------------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """Return our word to the other dispatchers: what we sent, and the most that we shall have sent by the next."""
+        now = self._now()
+        sharing = 1 + (self._fleet.live(now) if self._fleet else 0)
+        for region, place in self._places.items():
+            view = self.view(region)
+            part = math.ceil(max(0.0, view.threshold - view.committed) / sharing)
+            need = max(2 * (place.own.total - place.at_report), self._under_way_max)
+            place.asked = place.own.total + place.booked + min(part, need)
+            place.at_report = place.own.total
+        past = max(self.started_at, min(place.own.since for place in self._places.values()))
+        places = self._places.items()
+        return Report(
+            now=Point(now, {region: place.own.total for region, place in places}),
+            past=Point(past, {region: place.own.at(past) for region, place in places}),
+            upto={region: place.asked for region, place in places},
+            drains={region: place.drain.busy for region, place in places if place.drain.confident},
+            capacity={region: place.capacity.now(now) for region, place in places},
+        )
+
+    def learn_fleet(self, others: Mapping[str, Report]) -> None:
+        """Take the others' reports, as they were when ours was written; we may use what nobody had set aside."""
+        if self._fleet is None:
+            raise ValueError("this board was made for a dispatcher that is alone")
+        self._fleet.learn(others, self._now())
+        self._reckon()
+        for region, place in self._places.items():
+            self._take_room(region, place)
+        self.notify()
+
+    def _take_room(self, region: Region, place: _Place) -> None:
+        """Take as much of what we asked for as nobody else had set aside before; who asks later sees that we asked."""
+        if self._fleet is None or place.projection.reading is None:
+            return
+        view = self.view(region)
+        aside = self._fleet.set_aside(region, place.projection.shown_at, self._now())
+        room = view.threshold - (view.committed - view.others_since + max(view.others_since, aside))
+        place.upto = min(place.asked, place.own.total + place.booked + max(0, math.floor(room)))
+
+    def wants_room(self) -> bool:
+        """Whether it is worth reporting to the fleet sooner: a Region has room, and our part of it is used up."""
+        return any(
+            view.allowance < min(self._under_way_max, view.threshold - view.committed) / 4
+            for view in self.views().values()
+            if view.live
+        )
+
     # --- choosing -----------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force: a projecting one gives way while there are no estimates, or wrong ones."""
+        if self._policy.projects and not (self._believed and any(p.projection.drain_rate for p in self._places.values())):
+            return Policy.INVERSE_DEPTH_SMOOTHED
+        return self._policy
 
     def serves(self, model: str) -> bool:
         """Whether any Region serves a model, if only a withdrawn one: such a message waits."""
@@ -97,21 +223,37 @@ class Board:
         places = self._places.items()
         return {region for region, place in places if place.rules.weight > 0 and place.rules.serves(model)}
 
-    def book(self, flight: Flight, model: str, without: Collection[Region] = ()) -> Region | None:
+    def book(
+        self,
+        flight: Flight,
+        model: str,
+        priority: Priority = Priority.NORMAL,
+        without: Collection[Region] = (),
+    ) -> Choice | None:
         """Choose a Region and book a place there in one step; None: nobody may get this message now.
 
         A place that the flight had elsewhere is given up only when a new one is found.
         """
+        views = self.views()
         serving = self.serving(model)
-        able = {region: view for region, view in self.views().items() if region in serving and region not in without}
-        split = shares(able)
-        if not split:
-            return None
-        region = pick(split, self._credit)
-        self._move(flight, region)
-        return region
+        out = {region for region in views if region not in serving or region in without}
+        for region, count in self._allotted(views, 1, priority, out).items():
+            if count:
+                self._move(flight, region)
+                return Choice(region, self.policy, views[region].wait_s)
+        return None
 
-    def follow(self, flight: Flight, model: str, region: Region) -> Region:
+    def allot(self, count: int) -> dict[Region, int]:
+        """Return where `count` messages that arrive together go; what has no room anywhere is left out. Books nothing."""
+        return self._allotted(self.views(), count, Priority.NORMAL, ())
+
+    def _allotted(
+        self, views: Mapping[Region, RegionView], count: int, priority: Priority, without: Collection[Region]
+    ) -> dict[Region, int]:
+        split = shares(views, self.policy, k=self._k, priority=priority, without=without)
+        return allot(split, self._credit, count, {region: views[region].budget(priority) for region in split})
+
+    def follow(self, flight: Flight, model: str, region: Region) -> Choice:
         """Move a flight, which has a place, to the Region where a copy of its message may be; return where it is now.
 
         A second copy in the same Region is better than one elsewhere, as long as sends work there: while it may get
@@ -125,13 +267,19 @@ class Board:
             self.book(flight, model, without=[region, *flight.refused_by])
         if flight.region is None:
             raise ValueError("a flight without a place cannot follow")
-        return flight.region
+        return Choice(flight.region, "takeover", self.view(flight.region).wait_s)
 
     def accepted(self, flight: Flight) -> None:
         """The Region has the message: it counts as sent until a reading that was asked for later shows it."""
         if flight.region is not None:
-            self._places[flight.region].accepted += 1
+            self.count(flight.region, 1)
         self.unbook(flight)
+
+    def count(self, region: Region, messages: int) -> None:
+        """Messages were put into a Region's queue, or fewer than none: taken out of it to go elsewhere."""
+        place = self._places[region]
+        place.own.add(messages, self._now())
+        place.projection.sent(messages, self._now())
 
     def unbook(self, flight: Flight) -> None:
         """Give the flight's place up, if it has one."""
@@ -148,37 +296,67 @@ class Board:
     # --- looking ------------------------------------------------------------------------------------------------
 
     def view(self, region: Region) -> RegionView:
-        place = self._places[region]
+        place, now = self._places[region], self._now()
+        projection, rules = place.projection, place.rules
+        projected = projection.level(now) + place.booked
+        shown_at = projection.shown_at if projection.reading else self.started_at
+        own_since = place.own.total - place.own.at(shown_at) + place.booked
+        others_since = projection.others_since(now)
+        original = self._policy is Policy.INVERSE_DEPTH
+        resumed = max(projected, projection.reading.visible if projection.reading else 0) <= RESUME * rules.threshold
         return RegionView(
-            depth=place.depth,
-            age_s=self._now() - place.known_at,
-            sent_since=place.accepted - place.accepted_at_reading + place.booked,
+            depth=projection.reading,
+            age_s=now - place.known_at,
+            own_since=own_since,
+            others_since=others_since,
             under_way=place.booked,
+            projected=projected,
+            drain=projection.drain_rate,
+            capacity=self._capacity(region, place, now),
+            stalled=place.drain.stalled,
             breaker=place.breaker.state,
-            weight=place.rules.weight,
-            threshold=place.rules.threshold,
+            weight=rules.weight,
+            threshold=rules.threshold,
+            allowance=self._allowance(place, own_since, now),
+            overloaded=place.overloaded and not resumed and not original,
+            credited=not original and self._believed and place.drain.observed >= projection.drain_rate > 0,
             ttl_s=self._ttl_s,
             under_way_max=self._under_way_max,
         )
 
+    def _allowance(self, place: _Place, own_since: int, now: float) -> int:
+        if self._fleet is None:
+            return NO_LIMIT
+        if self._fleet.learned_at is None:
+            return 0  # nobody knows yet what the others have set aside
+        if not self._fleet.believed(now):  # nor any more: take each of them for one like us
+            room = place.rules.threshold - place.projection.level(now) - place.booked - self._fleet.known * own_since
+            return max(0, math.floor(room / (1 + self._fleet.known)))
+        return max(0, place.upto - place.own.total - place.booked)
+
+    def _capacity(self, region: Region, place: _Place, now: float) -> float:
+        reported = self._fleet.capacity(region) if self._fleet else []
+        return min([place.capacity.now(now), *(remaining(left, now - at) for left, at in reported)])
+
     def views(self) -> dict[Region, RegionView]:
         return {region: self.view(region) for region in self._places}
 
-    def shares(self) -> dict[Region, float]:
-        return shares(self.views())
+    def shares(self, policy: Policy | None = None) -> dict[Region, float]:
+        """Return the shares under the policy in force, or under another one."""
+        return shares(self.views(), policy or self.policy, k=self._k)
 
     def room(self) -> int:
         """Messages that may be routed now, over all Regions."""
         views = self.views()
-        return sum(views[region].budget for region in shares(views))
+        return sum(views[region].budget() for region in shares(views, self.policy, k=self._k))
 
     def out_of_play(self, region: Region) -> bool:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""
         view = self.view(region)
-        return view.breaker is not BreakerState.CLOSED or not view.budget
+        return view.breaker is not BreakerState.CLOSED or not view.budget()
 
     def any_depth_read(self) -> bool:
-        return any(place.depth is not None for place in self._places.values())
+        return any(place.projection.reading is not None for place in self._places.values())
 
     # --- waiting ------------------------------------------------------------------------------------------------
 

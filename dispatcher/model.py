@@ -83,14 +83,27 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The Region for a message, and why: the policy that chose it, and the wait (seconds) that it projected there."""
+
+    region: Region
+    policy: str
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimRequest:
     """What one delivery asks of the ledger. `token` is unique per delivery and proves whose a claim is."""
 
     message: Message
     token: str
-    region: Region  # where the send will go; in the ledger before the send starts
+    choice: Choice  # where the send will go; in the ledger before the send starts
     lease_end: float  # epoch seconds
     source_message_id: str
+
+    @property
+    def region(self) -> Region:
+        return self.choice.region
 
 
 @dataclass(frozen=True, slots=True)

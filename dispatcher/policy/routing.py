@@ -1,20 +1,53 @@
 """From what is known of each Region to the Region that a message goes to. Pure: no clock, no client.
 
-`inverse-depth` is the original's policy, exactly: weight 1 / (visible + 1), Regions at or over the threshold left out.
-Around it stand guards that hold for every policy: a reading's age, a budget of sends until the next reading, the
-breaker, and a bound on what one Region may hold up.
+A policy gives each Region a weight; everything else stands around it and holds for all of them: a reading's age, a
+budget of sends, the breaker, the probe share, and a bound on what one Region may hold up.
+
+| policy | weight |
+| --- | --- |
+| `projected-wait` | capacity × drain / (projected wait + 10 s) |
+| `inverse-depth` | 1 / (visible + 1): the original, exactly |
+| `inverse-depth-smoothed` | 1 / (visible + k) |
+| `two-choices` | of two Regions drawn at random, the one with the shorter projected wait |
+| `fixed` | 1 |
+
+Each is multiplied by the operator's static weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import floor
 
-from dispatcher.model import Depth, Region
+from dispatcher.model import Depth, Priority, Region
 from dispatcher.policy.breaker import BreakerState
 
+W0_S = 10.0
+"""Seconds added to every wait: differences far below it mean nothing (routing.md §3: flat between 2 and 60 s)."""
 PROBE_SHARE = 0.02
-"""Of new messages, for all Regions of unknown depth together: enough to notice a recovery, too little to hurt."""
+"""Of new messages, for all Regions of unknown depth or stalled together: enough to notice a recovery, too little to hurt."""
 PROBES_PER_SECOND = 1.0
+RESUME = 0.8
+"""Of the threshold: an overloaded Region gets messages again when it is down to this."""
+LOW_STOPS_AT = 0.8
+"""Of the threshold, for messages of low priority (decisions 24)."""
+HIGH_TOLERANCE_S = 1.0
+"""Waits this close to the shortest are as good for a message of high priority."""
+SMOOTHING = (300.0, 1000.0)
+"""Bounds of k (routing.md §3)."""
+
+
+class Policy(StrEnum):
+    PROJECTED_WAIT = "projected-wait"
+    INVERSE_DEPTH = "inverse-depth"
+    INVERSE_DEPTH_SMOOTHED = "inverse-depth-smoothed"
+    TWO_CHOICES = "two-choices"
+    FIXED = "fixed"
+
+    @property
+    def projects(self) -> bool:
+        """It goes by projected waits, and so needs estimates that can be believed."""
+        return self in (Policy.PROJECTED_WAIT, Policy.TWO_CHOICES)
 
 
 class Freshness(StrEnum):
@@ -23,17 +56,25 @@ class Freshness(StrEnum):
     UNKNOWN = "unknown"  # older, or never read: the probe share only. Never zero messages
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RegionView:
-    """What is known of one Region at one moment."""
+    """What is known of one Region at one moment. Rates are messages per second."""
 
     depth: Depth | None  # the last reading; None: never read
     age_s: float  # since that reading was asked for, or since the start
-    sent_since: int  # own messages accepted since then or on their way
-    under_way: int  # of these, on their way
+    own_since: int  # own messages accepted since the moment that the reading shows, or on their way
+    others_since: float  # what other dispatchers sent since then, as far as known
+    under_way: int  # own messages on their way
+    projected: float  # messages that wait there now, as far as known, those on their way included
+    drain: float  # that its workers take; 0: nobody knows
+    capacity: float  # part of its usual workers that is left
+    stalled: bool  # messages wait there and none is taken
     breaker: BreakerState
     weight: float
     threshold: int
+    allowance: int  # what may still be sent before the next report to the fleet
+    overloaded: bool  # it was at the threshold, and has not come down to where it resumes
+    credited: bool  # what the workers took since the reading makes room
     ttl_s: float
     under_way_max: int  # a Region that hangs holds up no more than this
 
@@ -44,16 +85,40 @@ class RegionView:
         return Freshness.FRESH if self.age_s <= self.ttl_s else Freshness.STALE
 
     @property
-    def budget(self) -> int:
-        """Messages that may still be routed here before the next reading."""
-        visible = self.depth.visible if self.depth else 0
-        room = self.threshold - visible - self.sent_since
+    def visible(self) -> int:
+        return self.depth.visible if self.depth else 0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a new message there would meet a worker; 0 while nobody knows."""
+        return self.projected / self.drain if self.drain else 0.0
+
+    @property
+    def committed(self) -> float:
+        """Messages that count against the threshold."""
+        return self.projected if self.credited else self.visible + self.own_since + self.others_since
+
+    @property
+    def probing(self) -> bool:
+        """It gets no more than probes while there is a better Region."""
+        return self.stalled or self.freshness is Freshness.UNKNOWN
+
+    @property
+    def live(self) -> bool:
+        """It is at work, whether or not it may get more now."""
+        return self.weight > 0 and self.breaker is not BreakerState.OPEN and not self.probing
+
+    def budget(self, priority: Priority = Priority.NORMAL) -> int:
+        """Messages of a priority that may be routed here now."""
+        if self.breaker is BreakerState.OPEN or self.weight <= 0 or self.overloaded:
+            return 0
+        stop = self.threshold * LOW_STOPS_AT if priority is Priority.LOW else self.threshold
+        room = min(floor(stop - self.committed), self.allowance, self.under_way_max - self.under_way)
         if self.freshness is Freshness.UNKNOWN:
-            room = min(room, int(self.age_s * PROBES_PER_SECOND) - self.sent_since)
-        room = min(room, self.under_way_max - self.under_way)
+            room = min(room, int(self.age_s * PROBES_PER_SECOND) - self.own_since)
         if self.breaker is BreakerState.HALF_OPEN:
             room = min(room, 1 - self.under_way)
-        return max(0, room) if self.breaker is not BreakerState.OPEN and self.weight > 0 else 0
+        return max(0, room)
 
     @property
     def health(self) -> str:
@@ -64,42 +129,122 @@ class RegionView:
             return f"breaker {self.breaker.replace('_', '-')}"
         if self.freshness is Freshness.UNKNOWN:
             return "unknown"
-        if self.depth and self.depth.visible >= self.threshold:
+        if self.stalled:
+            return "stalled"
+        if self.overloaded or self.visible >= self.threshold:
             return "overloaded"
         if self.under_way >= self.under_way_max:
             return "slow"
-        return str(self.freshness) if self.budget else "budget spent"
+        if self.allowance <= 0:
+            return "waiting for its part of the room"
+        return str(self.freshness) if self.budget() else "budget spent"
 
 
-def inverse_depth(view: RegionView) -> float:
-    """The original's weight, times the static one; halved while the reading is stale."""
-    visible = view.depth.visible if view.depth else 0
-    return view.weight / (visible + 1) * (0.5 if view.freshness is Freshness.STALE else 1.0)
+def weights(policy: Policy, views: Mapping[Region, RegionView], *, k: float, w0_s: float = W0_S) -> dict[Region, float]:
+    """Return each Region's weight. `k`: messages, for `inverse-depth-smoothed`; `w0_s`: seconds."""
+    match policy:
+        case Policy.PROJECTED_WAIT:
+            plain = {r: v.capacity * v.drain / (v.wait_s + w0_s) for r, v in views.items()}
+        case Policy.INVERSE_DEPTH:
+            plain = {r: 1.0 / (v.visible + 1) for r, v in views.items()}
+        case Policy.INVERSE_DEPTH_SMOOTHED:
+            plain = {r: 1.0 / (v.visible + k) for r, v in views.items()}
+        case Policy.TWO_CHOICES:
+            return _two_choices(views)
+        case Policy.FIXED:
+            plain = dict.fromkeys(views, 1.0)
+    return {r: w * _static(views[r]) for r, w in plain.items()}
 
 
-def shares(views: Mapping[Region, RegionView]) -> dict[Region, float]:
+def _static(view: RegionView) -> float:
+    return view.weight * (0.5 if view.freshness is Freshness.STALE else 1.0)
+
+
+def _two_choices(views: Mapping[Region, RegionView]) -> dict[Region, float]:
+    """Return how likely each Region is to have the shorter wait of two drawn by their static weights; ties are shared."""
+    if len(views) == 1:
+        return dict.fromkeys(views, 1.0)
+    chances = dict.fromkeys(views, 0.0)
+    total = sum(map(_static, views.values()))
+    for first, one in views.items():
+        rest = total - _static(one)
+        for second, other in views.items():
+            if second == first or rest <= 0:
+                continue
+            drawn = _static(one) / total * _static(other) / rest
+            if one.wait_s == other.wait_s:
+                chances[first] += drawn / 2
+                chances[second] += drawn / 2
+            else:
+                chances[first if one.wait_s < other.wait_s else second] += drawn
+    return chances
+
+
+def shares(
+    views: Mapping[Region, RegionView],
+    policy: Policy,
+    *,
+    k: float = SMOOTHING[0],
+    priority: Priority = Priority.NORMAL,
+    without: Collection[Region] = (),
+) -> dict[Region, float]:
     """Return the share of new messages of each Region that may get one; they sum to 1, or there are none.
 
-    Regions of unknown depth get the probe share together, and only beside a Region that is known: with every depth
-    unknown nobody gets anything, since unknown is not zero.
+    Regions that are unknown or stalled get the probe share together, and only beside one that is neither. With every
+    depth unknown nobody gets anything, since unknown is not zero; with all of them stalled, none is worse than another.
+    `without`: Regions out of the question for this message.
     """
-    known = {r: inverse_depth(v) for r, v in views.items() if v.budget and v.freshness is not Freshness.UNKNOWN}
-    unknown = [r for r, v in views.items() if v.budget and v.freshness is Freshness.UNKNOWN]
-    total = sum(known.values())
+    able = {r: v for r, v in views.items() if r not in without}
+    stalled_alike = not any(view.live for view in able.values())
+    known: dict[Region, RegionView] = {}
+    probed: list[Region] = []
+    for region, view in able.items():
+        if view.budget(priority) <= 0:
+            continue
+        if view.freshness is Freshness.UNKNOWN:
+            probed.append(region)
+        elif view.stalled and not stalled_alike:
+            if view.own_since < view.age_s * PROBES_PER_SECOND:
+                probed.append(region)
+        else:
+            known[region] = view
+    if priority is Priority.HIGH and policy.projects and known:
+        shortest = min(view.wait_s for view in known.values())
+        known = {r: v for r, v in known.items() if v.wait_s <= shortest + HIGH_TOLERANCE_S}
+    weighed = weights(policy, known, k=k)
+    total = sum(weighed.values())
     if not total:
         return {}
-    probing = PROBE_SHARE if unknown else 0.0
-    return {r: w / total * (1 - probing) for r, w in known.items()} | {r: probing / len(unknown) for r in unknown}
+    probing = PROBE_SHARE if probed else 0.0
+    return {r: w / total * (1 - probing) for r, w in weighed.items() if w} | dict.fromkeys(
+        probed, probing / max(1, len(probed))
+    )
 
 
-def pick(shares: Mapping[Region, float], credit: dict[Region, float]) -> Region:
-    """Return the next message's Region: largest remainder, carried in `credit` from message to message.
+def allot(
+    shares: Mapping[Region, float], credit: dict[Region, float], count: int, room: Mapping[Region, int]
+) -> dict[Region, int]:
+    """Return how many of `count` messages go to each Region: largest remainder, carried in `credit` from run to run.
 
-    Each message adds every share to its Region's credit and takes one whole from the largest, so any run of messages
-    is split as the shares say, to within a message or so, where a draw for each would scatter by its square root.
+    Each message adds every share to its Region's credit, and a Region pays with its credit for what it gets; so any run
+    of messages is split as the shares say, to within a message or so, where a draw for each would scatter by its square
+    root. A Region gets no more than its `room`; what nobody has room for is left out.
     """
     for region, share in shares.items():
-        credit[region] = credit.get(region, 0.0) + share
-    best = max(shares, key=lambda region: credit[region])
-    credit[best] -= 1.0
-    return best
+        credit[region] = credit.get(region, 0.0) + share * count
+    got: dict[Region, int] = {}
+    able = {region for region in shares if room[region] > 0}
+    everybody = len(able) == len(shares)
+    while count > 0 and able:
+        best = max(able, key=lambda region: credit[region])
+        take = min(count, room[best] - got.get(best, 0), max(1, floor(credit[best])))
+        got[best] = got.get(best, 0) + take
+        credit[best] -= take
+        count -= take
+        if got[best] >= room[best]:
+            able.discard(best)
+            everybody = everybody and not count
+    if not everybody:  # what a full Region could not take is not owed to it, nor do those owe it who took it
+        for region in shares:
+            credit[region] = min(max(credit[region], -1.0), 1.0)
+    return got

@@ -1,0 +1,114 @@
+"""How many messages a Region's workers take per second, and whether they take any at all. Pure.
+
+What was taken between two readings is what was sent less what the queue grew by, messages in workers' hands included:
+messages that come back from a lost worker are nothing taken, and a queue that workers empty says only that they can do
+at least that much.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+
+from dispatcher.model import Depth, Region
+
+BUSY_WINDOWS = 3
+"""Readings with messages waiting all along, before an estimate is believed (routing.md §3, confidence)."""
+BUSY_SHARE = 0.1
+"""Of what was taken between two readings: with as much still waiting at both ends, the queue was not empty between."""
+NEWEST_MAX = 0.5
+"""Most that one reading counts for in the estimate; less where few messages are taken and chance rules."""
+SHRINKAGE = 20.0
+"""Messages taken at which a reading counts for half of what it could: their number scatters by its square root."""
+SIGMAS = 2.0
+"""Standard deviations by which what was taken may have been luck."""
+IDLE_MESSAGES = 5.0
+"""Messages that should have been taken while none was: by chance that happens once in 150 times."""
+SPREAD = (0.05, 20.0)
+"""Estimates stay within these multiples of their median (routing.md §3)."""
+
+
+@dataclass(slots=True)
+class Drain:
+    """What is learnt of one Region's workers, in messages per second.
+
+    `prior` is the operator's own word, None without one.
+    """
+
+    prior: float | None = None
+    busy_windows: int = 0
+    busy: float = 0.0  # smoothed over readings with messages waiting all along: what the workers can do
+    least: float = 0.0  # what they did at best, luck left out: what they can do at least
+    stalled: bool = False  # messages wait and none is taken
+    _idle_s: float = 0.0
+
+    @property
+    def confident(self) -> bool:
+        return self.busy_windows >= BUSY_WINDOWS
+
+    @property
+    def observed(self) -> float:
+        """What the workers were seen to do, and nothing assumed; 0 while they do nothing."""
+        return 0.0 if self.stalled else self.busy if self.confident else self.least
+
+    def learn(self, old: Depth, new: Depth, sent: float, seconds: float, expected: float) -> None:
+        """Take two readings `seconds` apart with `sent` messages sent between; `expected`: the estimate in force."""
+        if seconds <= 0:
+            return
+        waiting = min(old.visible, new.visible)
+        taken = max(0.0, sent - (_all(new) - _all(old)))
+        self._look_for_stall(old, new, waiting, taken, seconds, expected)
+        if not self.stalled or taken:
+            self._smooth(waiting, taken, seconds)
+
+    def _smooth(self, waiting: int, taken: float, seconds: float) -> None:
+        self.least = max(self.least, (taken - SIGMAS * sqrt(taken)) / seconds)
+        if waiting >= max(2.0, BUSY_SHARE * taken):
+            count = max(taken, self.busy * seconds)
+            newest = NEWEST_MAX * count / (count + SHRINKAGE)
+            if not self.confident:
+                newest = max(newest, 1 / (self.busy_windows + 1))
+            self.busy += newest * (taken / seconds - self.busy)
+            self.busy_windows += 1
+        else:  # they were idle at times: they can do this much at least
+            self.busy = max(self.busy, (taken - SIGMAS * sqrt(taken)) / seconds)
+
+    def _look_for_stall(
+        self, old: Depth, new: Depth, waiting: int, taken: float, seconds: float, expected: float
+    ) -> None:
+        if taken >= 1:
+            self.stalled = False
+            self._idle_s = 0.0
+        elif not waiting:
+            self._idle_s = 0.0
+        else:
+            self._idle_s += seconds
+            nobody = not old.in_flight and not new.in_flight
+            self.stalled = self.stalled or nobody or self._idle_s * expected >= IDLE_MESSAGES
+
+    def estimate(self, otherwise: float) -> float:
+        """Return what is believed; `otherwise` is the best guess for a Region of which too little is known."""
+        return self.busy if self.confident else max(self.least, self.prior or otherwise)
+
+
+def estimates(drains: Mapping[Region, Drain], peers: Mapping[Region, float]) -> dict[Region, float]:
+    """Return every Region's estimate, none while nothing is known of any. `peers`: what other dispatchers believe.
+
+    A Region of which too little is known is taken for an average one, or for what others believe of it.
+    """
+    known = [drain.busy for drain in drains.values() if drain.confident]
+    if not known:  # nobody was ever short of workers: the best that any did is what each may be able to do
+        known = [max(drain.least for drain in drains.values())]
+    if not any(known):
+        known = [*peers.values()] or [drain.prior for drain in drains.values() if drain.prior]
+    if not known:
+        return {}
+    typical = median(known)
+    found = {region: drain.estimate(peers.get(region, typical)) for region, drain in drains.items()}
+    middle = median(found.values())
+    least, most = (middle * times for times in SPREAD)
+    return {region: min(max(rate, least), most) for region, rate in found.items()}
+
+
+def _all(depth: Depth) -> int:
+    return depth.visible + depth.in_flight + depth.delayed

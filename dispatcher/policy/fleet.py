@@ -1,0 +1,162 @@
+"""What the other dispatchers send, and how a Region's room is shared with them. Pure: time is handed in, in seconds.
+
+Each dispatcher reports, at each of its readings, what it has sent to each Region and the total that it will not pass
+before its next report (`upto`). Reports are writes to one item, so each sees every earlier one. Who reports may use of a
+Region's room what nobody who reported before has set aside: however many there are, and whoever comes new, together
+they never pass a threshold.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dispatcher.model import Region
+
+REPORTS_KEPT = 16
+DEAD_AFTER = 2.0
+"""Intervals without a report: one may fail, or come late."""
+FORGOTTEN_AFTER = 40.0  # intervals: then its report is taken out of the item
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one dispatcher had sent to each Region at a time."""
+
+    at: float
+    sent: Mapping[Region, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One dispatcher's own word."""
+
+    now: Point
+    past: Point  # an earlier one: who meets this dispatcher for the first time can tell old sends from new
+    upto: Mapping[Region, int]
+    drains: Mapping[Region, float]  # messages per second that it believes a Region's workers take
+    capacity: Mapping[Region, float]
+    gone: bool = False  # it has ended
+
+
+class Fleet:
+    """All other dispatchers, as one of them sees them.
+
+    `interval_s`: how often each reports, without its jitter. `lag_s`: how late the counts of a reading are.
+    """
+
+    def __init__(self, interval_s: float, *, lag_s: float = 0.0) -> None:
+        self._dead_after_s = DEAD_AFTER * interval_s
+        self._forgotten_after_s = FORGOTTEN_AFTER * interval_s
+        self._lag_s = lag_s
+        self._points: dict[str, deque[Point]] = {}
+        self._last: dict[str, Report] = {}
+        self.learned_at: float | None = None
+        self._totals: dict[Region, float] = {}  # of all others, when last learnt
+        self._rates: dict[Region, float] = {}
+        self.known = 0  # how many others were at work when last learnt
+
+    def learn(self, reports: Mapping[str, Report], now: float) -> None:
+        """Take what the item holds, our own report left out."""
+        for name in self._points.keys() - reports.keys():
+            del self._points[name], self._last[name]
+        for name, report in reports.items():
+            points = self._points.setdefault(name, deque([report.past], maxlen=REPORTS_KEPT))
+            if report.now.at > points[-1].at:
+                points.append(report.now)
+            self._last[name] = report
+        self.learned_at = now
+        self.known = self.live(now)
+        regions = {region for points in self._points.values() for region in points[-1].sent}
+        self._rates = {region: sum(self._rate(name, region, now) for name in self._points) for region in regions}
+        self._totals = {
+            region: sum(self._sent(points, region, now) + self._rate(name, region, now) * (now - points[-1].at)
+                        for name, points in self._points.items())
+            for region in regions
+        }  # fmt: skip
+
+    def believed(self, now: float) -> bool:
+        """Whether what is known of the others is young enough to go by."""
+        return self.learned_at is not None and now - self.learned_at <= self._dead_after_s
+
+    def live(self, now: float) -> int:
+        """Return how many others are at work."""
+        return sum(1 for name in self._last if self._is_live(name, now))
+
+    def forgotten(self, now: float) -> list[str]:
+        """Return those that have been silent for so long that their reports are of no use."""
+        return [n for n, points in self._points.items() if now - points[-1].at > self._forgotten_after_s]
+
+    def total(self, region: Region, time: float) -> float:
+        """Return what all others had sent there at `time`, between and after reports by their rate."""
+        if self.learned_at is not None and time >= self.learned_at:
+            return self._totals.get(region, 0.0) + self._rates.get(region, 0.0) * (time - self.learned_at)
+        return sum(
+            self._sent(points, region, time) + self._rate(name, region, time) * max(0.0, time - points[-1].at)
+            for name, points in self._points.items()
+        )
+
+    def set_aside(self, region: Region, since: float, now: float) -> int:
+        """Return the most that all others can have sent there after `since`, until their next reports.
+
+        What the dead had set aside is free again once a reading would show what they had still sent of it.
+        """
+        return sum(
+            self._at_most(report, region, now) - _certainly(self._points[name], region, since)
+            for name, report in self._last.items()
+        )
+
+    def drains(self) -> dict[Region, float]:
+        """Return what the others believe of each Region's workers: the mean."""
+        return _means(report.drains for report in self._last.values())
+
+    def capacity(self, region: Region) -> list[tuple[float, float]]:
+        """Return the capacities that others have reported, each with its time."""
+        found = ((report.capacity.get(region, 1.0), report.now.at) for report in self._last.values())
+        return [(capacity, at) for capacity, at in found if capacity < 1.0]
+
+    def _is_live(self, name: str, now: float) -> bool:
+        report = self._last[name]
+        return not report.gone and now - report.now.at <= self._dead_after_s
+
+    def _at_most(self, report: Report, region: Region, now: float) -> int:
+        sent = report.now.sent.get(region, 0)
+        lapsed = now - report.now.at > self._dead_after_s + self._lag_s
+        return sent if report.gone or lapsed else max(sent, report.upto.get(region, 0))
+
+    def _rate(self, name: str, region: Region, now: float) -> float:
+        """Messages per second since its last report; none of one that is gone or dead."""
+        points = self._points[name]
+        if not self._is_live(name, now) or len(points) < 2:
+            return 0.0
+        before, last = points[-2], points[-1]
+        seconds = last.at - before.at
+        return max(0.0, (last.sent.get(region, 0) - before.sent.get(region, 0)) / seconds) if seconds > 0 else 0.0
+
+    @staticmethod
+    def _sent(points: deque[Point], region: Region, time: float) -> float:
+        """Between two points by their slope; outside of them the nearer one's."""
+        later = points[-1]
+        if time >= later.at:
+            return later.sent.get(region, 0)
+        for point in reversed(points):
+            if point.at <= time:
+                part = (time - point.at) / (later.at - point.at)
+                return point.sent.get(region, 0) + part * (later.sent.get(region, 0) - point.sent.get(region, 0))
+            later = point
+        return later.sent.get(region, 0)
+
+
+def _certainly(points: deque[Point], region: Region, time: float) -> int:
+    """Return what had certainly been sent by `time`: the last word from before it."""
+    for point in reversed(points):
+        if point.at <= time:
+            return point.sent.get(region, 0)
+    return points[0].sent.get(region, 0)
+
+
+def _means(each: Iterable[Mapping[Region, float]]) -> dict[Region, float]:
+    found: dict[Region, list[float]] = {}
+    for values in each:
+        for region, value in values.items():
+            found.setdefault(region, []).append(value)
+    return {region: sum(values) / len(values) for region, values in found.items()}

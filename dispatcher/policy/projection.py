@@ -1,0 +1,145 @@
+"""What a queue looks like now, from a reading that is old and sends that are known. Pure: time is handed in, in seconds.
+
+    projected depth = reading + sends since − what the workers took since, and never below nothing
+
+A reading shows the queue as it was `lag_s` before it was asked for: SQS's counts are that late.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from statistics import median
+
+from dispatcher.model import Depth
+from dispatcher.policy.drain import Drain
+
+GRAIN_S = 0.25  # sends closer together than this are kept as one
+ERRORS = 5  # readings in which the model is judged (routing.md §3, model check)
+SMALL, OF_FLOW, OF_DEPTH = 50.0, 0.5, 0.2
+"""An error is measured against the largest of: messages, parts of what workers should have taken, of what waits. With the
+depth alone, as routing.md §3 has it, chance looks like error in a short queue, and error like chance in a long one."""
+
+
+class Sends:
+    """How many messages went to one Region, and when."""
+
+    def __init__(self, now: float) -> None:
+        self.total = 0
+        self.since = now  # the history goes back this far
+        self._times: list[float] = []  # each the last send of its grain
+        self._totals: list[int] = []  # after it
+        self._grain_began = now
+        self._before = 0  # the total when the history begins
+
+    def add(self, count: int, now: float) -> None:
+        """Count messages sent now; fewer than none where some were taken out again."""
+        self.total += count
+        if self._times and now - self._grain_began < GRAIN_S:
+            self._times[-1], self._totals[-1] = now, self.total
+        else:
+            self._grain_began = now
+            self._times.append(now)
+            self._totals.append(self.total)
+
+    def cut(self) -> None:
+        """Keep what comes from now on apart from what came before."""
+        self._grain_began = float("-inf")
+
+    def at(self, time: float) -> int:
+        """Return how many had certainly been sent at `time`."""
+        index = bisect_right(self._times, time)
+        return self._totals[index - 1] if index else self._before
+
+    def between(self, after: float, until: float) -> Iterator[tuple[float, int]]:
+        """Give each moment in (after, until] with how many were sent then."""
+        first, last = bisect_right(self._times, after), bisect_right(self._times, until)
+        total = self._totals[first - 1] if first else self._before
+        for index in range(first, last):
+            yield self._times[index], self._totals[index] - total
+            total = self._totals[index]
+
+    def forget(self, before: float) -> None:
+        index = bisect_right(self._times, before)
+        if index:
+            self._before = self._totals[index - 1]
+            del self._times[:index], self._totals[:index]
+        self.since = max(self.since, before)
+
+
+class Projection:
+    """One Region's. `others` is how many messages all other dispatchers had sent there at a time, as far as known."""
+
+    def __init__(self, drain: Drain, own: Sends, others: Callable[[float], float], *, lag_s: float) -> None:
+        self.drain = drain
+        self.drain_rate = 0.0  # messages per second in force; 0: nobody knows
+        self.reading: Depth | None = None
+        self.shown_at = 0.0  # what the reading shows is the queue at this time
+        self.inflow = 0.0  # messages per second from all dispatchers, between the last two readings
+        self._own = own
+        self._others = others
+        self._lag_s = lag_s
+        self._errors: deque[float] = deque(maxlen=ERRORS)
+        self._level = 0.0
+        self._level_at = 0.0
+        self._others_rate = 0.0
+
+    def post(self, depth: Depth, asked_at: float) -> None:
+        """Take a reading; learn what the workers took since the one before, and how wrong the projection was."""
+        shown_at = asked_at - self._lag_s
+        if self.reading is not None and shown_at > self.shown_at:
+            seconds = shown_at - self.shown_at
+            sent = self._sent(self.shown_at, shown_at)
+            self.inflow = max(0.0, sent / seconds)
+            if self.drain_rate:
+                actual, projected = _waiting(depth), self._replay(_waiting(self.reading), self.shown_at, shown_at)
+                scale = max(SMALL, OF_FLOW * self.drain_rate * seconds, OF_DEPTH * actual)
+                self._errors.append((actual - projected) / scale)
+            self.drain.learn(self.reading, depth, sent, seconds, self.drain_rate)
+        self.reading = depth
+        self.shown_at = shown_at
+
+    def rebuild(self, now: float) -> None:
+        """Project anew from the last reading: what is known of drain or of others' sends changed."""
+        if self.reading is not None:
+            self._level = self._replay(_waiting(self.reading), self.shown_at, now)
+        self._others_rate = max(0.0, self._others(now + 1.0) - self._others(now))
+        self._level_at = now
+
+    def sent(self, count: int, now: float) -> None:
+        """Own messages were accepted."""
+        self._level = self.level(now) + count
+        self._level_at = now
+
+    def level(self, now: float) -> float:
+        """Return the messages that wait there now, as far as can be known."""
+        change = (self._others_rate - self.drain_rate) * (now - self._level_at)
+        return max(0.0, self._level + change)
+
+    def others_since(self, now: float) -> float:
+        """Return what the other dispatchers sent since the moment that the reading shows."""
+        return self._others(now) - self._others(self.shown_at) if self.reading else 0.0
+
+    @property
+    def error(self) -> float | None:
+        """How far the projections were off, always to the same side; None before there are enough to judge by.
+
+        The median of the last readings' relative errors, with their signs: chance errs to both sides.
+        """
+        return abs(median(self._errors)) if len(self._errors) == ERRORS else None
+
+    def _sent(self, after: float, until: float) -> float:
+        return self._own.at(until) - self._own.at(after) + self._others(until) - self._others(after)
+
+    def _replay(self, level: float, after: float, until: float) -> float:
+        """Let the sends of (after, until] arrive and the workers work; a queue that is empty stays empty."""
+        if until <= after:
+            return level
+        slope = (self._others(until) - self._others(after)) / (until - after) - self.drain_rate
+        for time, count in self._own.between(after, until):
+            level = max(0.0, max(0.0, level + slope * (time - after)) + count)
+            after = time
+        return max(0.0, level + slope * (until - after))
+
+
+def _waiting(depth: Depth) -> int:
+    return depth.visible + depth.delayed
