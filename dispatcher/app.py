@@ -12,21 +12,23 @@ from prometheus_client import CollectorRegistry
 
 from dispatcher import __version__
 from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.ledger import Ledger
 from dispatcher.aws.master import MasterQueue
-from dispatcher.aws.queues import read_attributes, read_depth, redrive_target
+from dispatcher.aws.queues import lag_s, read_attributes, read_depth, read_depths, redrive_target
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.board import Board, RegionRules
+from dispatcher.board import READINGS_PER_TTL, Board
 from dispatcher.clock import Clock
 from dispatcher.errors import AwsError, Cause, DispatcherError, Stage
 from dispatcher.gate import Gate
 from dispatcher.inflight import InFlight
 from dispatcher.lifecycle import Lifecycle, Phase
-from dispatcher.loops.depths import READINGS_PER_TTL, DepthRefresher, QueueGauges
+from dispatcher.loops.depths import DepthRefresher, QueueGauges
+from dispatcher.loops.fleet import FleetReporter
 from dispatcher.loops.intake import Intake
 from dispatcher.loops.pulse import LedgerWatch, Pulse
 from dispatcher.loops.visibility import VisibilityExtender
-from dispatcher.model import Depth, Outcome, Region
+from dispatcher.model import Depth, Outcome, Priority, Region
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
@@ -90,16 +92,9 @@ class _App:
         self.heartbeats = Heartbeats(self.now)
         self.in_flight = InFlight(settings.max_in_flight)
         self.ledger_breaker = Breaker()
-        self.board = Board(
-            {
-                region: RegionRules(rules.weight, settings.threshold(region), rules.models)
-                for region, rules in settings.regions.items()
-            },
-            ttl_s=settings.depth_ttl_seconds,
-            slots=settings.max_in_flight,
-            random=self.random,
-            now=self.now,
-        )
+        self.reading_s = settings.depth_ttl_seconds / READINGS_PER_TTL
+        late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
+        self.board = Board.of(settings, lag_s=late_s, now=self.now, random=self.random)
         self.gate = Gate(self.board, self.ledger_breaker, self.in_flight)
         self.pulse = Pulse(
             self.board, self.gate, self.in_flight, self.ledger_breaker, self.lifecycle, self.heartbeats, self.metrics
@@ -140,30 +135,45 @@ class _App:
             master = MasterQueue(
                 settings.master_queue_url, receiving, home, wait_s=wait_s, visibility_s=settings.visibility_seconds
             )
-            regional = {
-                region: SendingQueue(
-                    rules.queue_url,
+            queues = {
+                (region, url): SendingQueue(
+                    url,
                     senders[region],
                     admits=partial(self.board.admits, region),
                     withdraw=partial(self.board.withdraw, region),
                     learn=partial(self.board.learn, region),
                 )
                 for region, rules in settings.regions.items()
+                for url in rules.queue_urls
             }
-            adapters: list[_Adapter] = [ledger, master, *regional.values(), *([dead_letters] if dead_letters else [])]
+
+            def regional(region: Region, priority: Priority) -> SendingQueue:
+                rules = settings.regions[region]
+                return queues[region, rules.queues.get(priority, rules.queue_url)]
+
+            adapters: list[_Adapter] = [ledger, master, *queues.values(), *([dead_letters] if dead_letters else [])]
             for adapter in adapters:
                 await stack.enter_async_context(adapter)
 
             pipeline = Pipeline(
                 ledger=ledger,
                 master=master,
-                regional=regional.__getitem__,
+                regional=regional,
                 dead_letters=dead_letters,
                 board=self.board,
                 terms=self.terms,
                 clock=self.clock,
                 metrics=self.metrics,
                 random=self.random,
+                fair=settings.fair_queues,
+            )
+            reporter = FleetReporter(
+                self.board,
+                FleetItem(settings.ledger_table, table, self.clock).exchange,
+                self.metrics,
+                self.heartbeats,
+                self.now,
+                self.reading_s,
             )
             intake = Intake(
                 receive=master.receive,
@@ -185,11 +195,13 @@ class _App:
                 self._depth_refresher(senders),
                 self._queue_gauges(home, senders, dead_letter_url),
                 self.pulse,
+                reporter,
                 LedgerWatch(
                     ledger.ping, self.ledger_breaker, self.in_flight, self.heartbeats, self.metrics, self.random
                 ),
             ]
             await self._supervise(intake, loops, adapters)
+            await reporter.report(gone=True)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self.settings
@@ -219,7 +231,7 @@ class _App:
 
     def _depth_refresher(self, senders: Mapping[Region, Caller]) -> DepthRefresher:
         reads = {
-            region: partial(read_depth, senders[region], rules.queue_url)
+            region: partial(read_depths, senders[region], rules.queue_urls)
             for region, rules in self.settings.regions.items()
         }
         ttl_s = self.settings.depth_ttl_seconds
@@ -233,8 +245,7 @@ class _App:
             reads["master_dlq", self.home] = partial(read_depth, home, dead_letter_url)
         for region, rules in self.settings.regions.items():
             reads["regional_dlq", region] = _DeadLetterDepth(senders[region], rules.queue_url)
-        interval_s = self.settings.depth_ttl_seconds / READINGS_PER_TTL
-        return QueueGauges(reads, self.metrics, self.heartbeats, self.random, interval_s)
+        return QueueGauges(reads, self.metrics, self.heartbeats, self.random, self.reading_s)
 
     async def _sender(self, clients: Clients, region: Region) -> Caller:
         timeout_s = self.terms.send_timeout_s
@@ -307,27 +318,16 @@ class _App:
         return reasons
 
     def _status(self) -> Mapping[str, Any]:
-        shares = self.board.shares()
-        regions = {}
-        for region, view in self.board.views().items():
-            regions[region] = {
-                "depth": view.depth.visible if view.depth else None,
-                "in_flight": view.depth.in_flight if view.depth else None,
-                "delayed": view.depth.delayed if view.depth else None,
-                "sent_since_reading": view.sent_since,
-                "threshold": view.threshold,
-                "weight": view.weight,
-                "share": round(shares.get(region, 0.0), 4),
-                "health": view.health,
-                "reading_age_seconds": round(view.age_s, 1) if view.depth else None,
-            }
         return {
             "version": __version__,
             "uptime_seconds": round(self.now() - self.started_at, 1),
             "state": self.lifecycle.phase,
             "holding": self.gate.holding(),
             "policy": self.settings.routing_policy,
-            "regions": regions,
+            "policy_in_force": self.board.policy,
+            "model_error": round(self.board.model_error, 3),
+            "dispatchers": self.board.dispatchers(),
+            "regions": self.board.explain(),
             "in_flight": len(self.in_flight),
             "in_flight_limit": self.in_flight.limit,
             "totals": self._totals(),

@@ -6,24 +6,28 @@ take the same place. What other processes may take is kept apart by the fleet's 
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
+from typing import Any, Self
 
 from dispatcher.inflight import Flight
-from dispatcher.model import Choice, Depth, Priority, Region
+from dispatcher.model import Choice, Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import Breaker, BreakerState
 from dispatcher.policy.capacity import Capacity, remaining
 from dispatcher.policy.drain import Drain, estimates
 from dispatcher.policy.fleet import Fleet, Point, Report
 from dispatcher.policy.projection import Projection, Sends
-from dispatcher.policy.routing import RESUME, SMOOTHING, Policy, RegionView, allot, shares
+from dispatcher.policy.routing import RESUME, SMOOTHING, RegionView, allot, shares
+from dispatcher.settings import Settings
 
+READINGS_PER_TTL = 4
 LOOK_AGAIN_S = 1.0  # what depends on time alone (a reading's age) is looked at this often
 ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
 NO_LIMIT = 10**9
+BATCH = 10  # messages: less than a batch of room is not worth asking for
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class _Place:
     known_at: float  # when the last reading was asked for, or when we started
     own: Sends
     projection: Projection
+    own_shown: int = 0  # own messages, ever, at the moment that the last reading shows
     booked: int = 0  # own messages on their way
     breaker: Breaker = field(default_factory=Breaker)
     capacity: Capacity = field(default_factory=Capacity)
@@ -74,43 +79,70 @@ class Board:
         random: Random,
         now: Callable[[], float],
         policy: Policy = Policy.PROJECTED_WAIT,
+        shadow: Policy | None = None,
         lag_s: float = 0.0,
         fleet: Fleet | None = None,
         drain: Callable[[Region, float | None], Drain] = lambda _, prior: Drain(prior),
     ) -> None:
         self.started_at = now()
+        self.readings = 0  # taken so far, of any Region
         self._ttl_s = ttl_s
         self._lag_s = lag_s
         self._under_way_max = max(1, slots // 2) if len(regions) > 1 else slots
         self._now = now
         self._policy = policy
+        self._shadow = shadow
         self._fleet = fleet
         self._places: dict[Region, _Place] = {}
         for region, rules in regions.items():
             own = Sends(now())
             others = partial(fleet.total, region) if fleet else lambda _: 0.0
-            projection = Projection(drain(region, rules.drain), own, others, lag_s=lag_s)
+            projection = Projection(
+                drain(region, rules.drain), own, others, lag_s=lag_s, interval_s=ttl_s / READINGS_PER_TTL
+            )
             self._places[region] = _Place(rules, now(), own, projection)
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
+        self._shadow_credit = dict(self._credit)
         self._k = SMOOTHING[0]
         self._believed = True  # the projections were right of late
         self._changed = asyncio.Event()
 
+    @classmethod
+    def of(cls, settings: Settings, *, lag_s: float, now: Callable[[], float], random: Random) -> Self:
+        """Return the board of a dispatcher that shares its Regions with others."""
+        rules = {
+            region: RegionRules(said.weight, settings.threshold(region), said.models, said.drain_per_second)
+            for region, said in settings.regions.items()
+        }
+        return cls(
+            rules,
+            ttl_s=settings.depth_ttl_seconds,
+            slots=settings.max_in_flight,
+            random=random,
+            now=now,
+            policy=settings.routing_policy,
+            shadow=settings.shadow_policy,
+            lag_s=lag_s,
+            fleet=Fleet(settings.depth_ttl_seconds / READINGS_PER_TTL, lag_s=lag_s),
+        )
+
     # --- readings and what calls tell ---------------------------------------------------------------------------
 
-    def begin_reading(self, region: Region) -> float:
+    def begin_reading(self, region: Region) -> tuple[float, int]:
         """Return what `post` needs: what was accepted before a reading is asked for is in it, the rest is not."""
-        self._places[region].own.cut()
-        return self._now()
+        own, now = self._places[region].own, self._now()
+        own.cut()
+        return now, own.at(now - self._lag_s)
 
-    def post(self, region: Region, depth: Depth, begun: float) -> None:
+    def post(self, region: Region, depth: Depth, begun: tuple[float, int]) -> None:
         """Take a depth reading. The Region answers, so an open breaker lets one message through to see."""
         place = self._places[region]
-        place.known_at = begun
-        place.projection.post(depth, begun)
-        place.own.forget(place.projection.shown_at - self._ttl_s)
+        self.readings += 1
+        place.known_at, place.own_shown = begun
+        place.projection.post(depth, place.known_at)
+        place.own.forget(place.known_at - self._lag_s - self._ttl_s)
         place.breaker.answered()
-        self._reckon()
+        self._reckon([place])
         threshold = place.rules.threshold
         if max(depth.visible, place.projection.level(self._now())) >= threshold:
             place.overloaded = True
@@ -119,13 +151,14 @@ class Board:
         self._take_room(region, place)
         self.notify()
 
-    def _reckon(self) -> None:
+    def _reckon(self, changed: Iterable[_Place]) -> None:
         """What follows from all that was learnt: estimates, projections, whether to believe them."""
         now = self._now()
-        peers = self._fleet.drains() if self._fleet else {}
-        found = estimates({region: place.drain for region, place in self._places.items()}, peers)
+        drains = {region: place.drain for region, place in self._places.items()}
+        found = estimates(drains, self._fleet.drains if self._fleet else {})
         for region, place in self._places.items():
-            place.projection.drain_rate = found.get(region, 0.0)
+            place.projection.expect(found.get(region, 0.0), now)
+        for place in changed:
             place.projection.rebuild(now)
         error = self.model_error
         self._believed = error <= ERROR_MAX if self._believed else error < ERROR_BACK
@@ -158,15 +191,23 @@ class Board:
 
     # --- the fleet ----------------------------------------------------------------------------------------------
 
-    def report(self) -> Report:
-        """Return our word to the other dispatchers: what we sent, and the most that we shall have sent by the next."""
+    def forgotten(self) -> list[str]:
+        """Return the dispatchers whose last reports are of no use any more."""
+        return self._fleet.forgotten(self._now()) if self._fleet else []
+
+    def report(self, *, gone: bool = False) -> Report:
+        """Return our word to the other dispatchers: what we sent, and the most that we shall have sent by the next.
+
+        `gone`: it is the last, and nothing more will be sent.
+        """
         now = self._now()
-        sharing = 1 + (self._fleet.live(now) if self._fleet else 0)
+        sharing = self.dispatchers()
         for region, place in self._places.items():
             view = self.view(region)
             part = math.ceil(max(0.0, view.threshold - view.committed) / sharing)
-            need = max(2 * (place.own.total - place.at_report), self._under_way_max)
-            place.asked = place.own.total + place.booked + min(part, need)
+            need = max(2 * (place.own.total - place.at_report), self._under_way_max // sharing, 2 * BATCH)
+            place.asked = place.own.total + place.booked + (0 if gone else min(part, need))
+            place.upto = min(place.upto, place.asked)  # others may count on that as soon as it is written
             place.at_report = place.own.total
         past = max(self.started_at, min(place.own.since for place in self._places.values()))
         places = self._places.items()
@@ -176,6 +217,7 @@ class Board:
             upto={region: place.asked for region, place in places},
             drains={region: place.drain.busy for region, place in places if place.drain.confident},
             capacity={region: place.capacity.now(now) for region, place in places},
+            gone=gone,
         )
 
     def learn_fleet(self, others: Mapping[str, Report]) -> None:
@@ -183,7 +225,7 @@ class Board:
         if self._fleet is None:
             raise ValueError("this board was made for a dispatcher that is alone")
         self._fleet.learn(others, self._now())
-        self._reckon()
+        self._reckon(self._places.values())
         for region, place in self._places.items():
             self._take_room(region, place)
         self.notify()
@@ -197,20 +239,30 @@ class Board:
         room = view.threshold - (view.committed - view.others_since + max(view.others_since, aside))
         place.upto = min(place.asked, place.own.total + place.booked + max(0, math.floor(room)))
 
+    def dispatchers(self) -> int:
+        """Return how many dispatchers are at work, this one included."""
+        return 1 + (self._fleet.live(self._now()) if self._fleet else 0)
+
+    def shares_room(self) -> bool:
+        """Whether Regions' room is shared with the others by their own word, not by their number alone."""
+        return self._fleet is None or self._fleet.believed(self._now())
+
     def wants_room(self) -> bool:
         """Whether it is worth reporting to the fleet sooner: a Region has room, and our part of it is used up."""
-        return any(
-            view.allowance < min(self._under_way_max, view.threshold - view.committed) / 4
-            for view in self.views().values()
-            if view.live
-        )
+        if self._fleet is None:
+            return False
+        short = [r for r, p in self._places.items() if p.upto - p.own.total - p.booked < BATCH // 2]
+        views = map(self.view, short)
+        return any(view.live and view.allowance < min(BATCH // 2, view.threshold - view.committed) for view in views)
 
     # --- choosing -----------------------------------------------------------------------------------------------
 
     @property
     def policy(self) -> Policy:
         """The policy in force: a projecting one gives way while there are no estimates, or wrong ones."""
-        if self._policy.projects and not (self._believed and any(p.projection.drain_rate for p in self._places.values())):
+        if self._policy.projects and not (
+            self._believed and any(p.projection.drain_rate for p in self._places.values())
+        ):
             return Policy.INVERSE_DEPTH_SMOOTHED
         return self._policy
 
@@ -237,21 +289,29 @@ class Board:
         views = self.views()
         serving = self.serving(model)
         out = {region for region in views if region not in serving or region in without}
-        for region, count in self._allotted(views, 1, priority, out).items():
-            if count:
-                self._move(flight, region)
-                return Choice(region, self.policy, views[region].wait_s)
+        for region in self._allotted(views, self.policy, self._credit, 1, priority, out):
+            shadow = None
+            if self._shadow:
+                shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
+            self._move(flight, region)
+            return Choice(region, self.policy, views[region].wait_s, shadow)
         return None
 
     def allot(self, count: int) -> dict[Region, int]:
-        """Return where `count` messages that arrive together go; what has no room anywhere is left out. Books nothing."""
-        return self._allotted(self.views(), count, Priority.NORMAL, ())
+        """Return where `count` messages that come together go; what nobody has room for is left out. Books nothing."""
+        return self._allotted(self.views(), self.policy, self._credit, count, Priority.NORMAL, ())
 
     def _allotted(
-        self, views: Mapping[Region, RegionView], count: int, priority: Priority, without: Collection[Region]
+        self,
+        views: Mapping[Region, RegionView],
+        policy: Policy,
+        credit: dict[Region, float],
+        count: int,
+        priority: Priority,
+        without: Collection[Region],
     ) -> dict[Region, int]:
-        split = shares(views, self.policy, k=self._k, priority=priority, without=without)
-        return allot(split, self._credit, count, {region: views[region].budget(priority) for region in split})
+        split = shares(views, policy, k=self._k, priority=priority, without=without)
+        return allot(split, credit, count, {region: views[region].budget(priority) for region in split})
 
     def follow(self, flight: Flight, model: str, region: Region) -> Choice:
         """Move a flight, which has a place, to the Region where a copy of its message may be; return where it is now.
@@ -299,8 +359,7 @@ class Board:
         place, now = self._places[region], self._now()
         projection, rules = place.projection, place.rules
         projected = projection.level(now) + place.booked
-        shown_at = projection.shown_at if projection.reading else self.started_at
-        own_since = place.own.total - place.own.at(shown_at) + place.booked
+        own_since = place.own.total - place.own_shown + place.booked
         others_since = projection.others_since(now)
         original = self._policy is Policy.INVERSE_DEPTH
         resumed = max(projected, projection.reading.visible if projection.reading else 0) <= RESUME * rules.threshold
@@ -313,13 +372,13 @@ class Board:
             projected=projected,
             drain=projection.drain_rate,
             capacity=self._capacity(region, place, now),
-            stalled=place.drain.stalled,
+            stalled=place.drain.stalled and not original,
             breaker=place.breaker.state,
             weight=rules.weight,
             threshold=rules.threshold,
             allowance=self._allowance(place, own_since, now),
             overloaded=place.overloaded and not resumed and not original,
-            credited=not original and self._believed and place.drain.observed >= projection.drain_rate > 0,
+            credited=self._credited(place),
             ttl_s=self._ttl_s,
             under_way_max=self._under_way_max,
         )
@@ -334,16 +393,49 @@ class Board:
             return max(0, math.floor(room / (1 + self._fleet.known)))
         return max(0, place.upto - place.own.total - place.booked)
 
+    def _credited(self, place: _Place) -> float:
+        if self._policy is Policy.INVERSE_DEPTH or not self._believed or not place.projection.drain_rate:
+            return 0.0
+        return min(1.0, place.drain.observed / place.projection.drain_rate)
+
     def _capacity(self, region: Region, place: _Place, now: float) -> float:
-        reported = self._fleet.capacity(region) if self._fleet else []
+        reported = self._fleet.lost(region) if self._fleet else []
         return min([place.capacity.now(now), *(remaining(left, now - at) for left, at in reported)])
 
     def views(self) -> dict[Region, RegionView]:
         return {region: self.view(region) for region in self._places}
 
-    def shares(self, policy: Policy | None = None) -> dict[Region, float]:
-        """Return the shares under the policy in force, or under another one."""
-        return shares(self.views(), policy or self.policy, k=self._k)
+    def shares(self) -> dict[Region, float]:
+        return shares(self.views(), self.policy, k=self._k)
+
+    def shadow_shares(self) -> dict[Region, float]:
+        """Return what the shares would be under the shadow policy; none without one."""
+        return shares(self.views(), self._shadow, k=self._k) if self._shadow else {}
+
+    def explain(self) -> dict[Region, dict[str, Any]]:
+        """Return, for each Region, all that a choice goes by, and why it gets messages or not."""
+        views, split = self.views(), self.shares()
+        return {
+            region: {
+                "depth": view.depth.visible if view.depth else None,
+                "in_flight": view.depth.in_flight if view.depth else None,
+                "delayed": view.depth.delayed if view.depth else None,
+                "reading_age_seconds": round(view.age_s, 1) if view.depth else None,
+                "sent_since_reading": view.own_since,
+                "sent_by_others_since_reading": round(view.others_since),
+                "projected_depth": round(view.projected),
+                "drain_per_second": round(view.drain, 3) or None,
+                "projected_wait_seconds": round(view.wait_s, 2) if view.drain else None,
+                "capacity": round(view.capacity, 3),
+                "weight": view.weight,
+                "share": round(split.get(region, 0.0), 4),
+                "threshold": view.threshold,
+                "budget": view.budget(),
+                "breaker": view.breaker,
+                "health": view.health,
+            }
+            for region, view in views.items()
+        }
 
     def room(self) -> int:
         """Messages that may be routed now, over all Regions."""

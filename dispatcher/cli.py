@@ -227,7 +227,10 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json({"policy": settings.routing_policy, "regions": regions})
     else:
-        columns = ["depth", "in_flight", "delayed", "threshold", "weight", "share", "health"]
+        columns = [
+            "depth", "in_flight", "sent_by_others_since_reading", "projected_depth", "drain_per_second",
+            "projected_wait_seconds", "capacity", "weight", "share", "threshold", "budget", "health",
+        ]  # fmt: skip
         rows = [
             [region, *("-" if values[c] is None else str(values[c]) for c in columns)]
             for region, values in regions.items()

@@ -14,6 +14,21 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+class Policy(StrEnum):
+    """How Regions are weighed (`policy/routing.py`)."""
+
+    PROJECTED_WAIT = "projected-wait"
+    INVERSE_DEPTH = "inverse-depth"  # the original, exactly
+    INVERSE_DEPTH_SMOOTHED = "inverse-depth-smoothed"
+    TWO_CHOICES = "two-choices"
+    FIXED = "fixed"
+
+    @property
+    def projects(self) -> bool:
+        """It goes by projected waits, and so needs estimates that can be believed."""
+        return self in (Policy.PROJECTED_WAIT, Policy.TWO_CHOICES)
+
+
 class Outcome(StrEnum):
     """How a delivery ended; each ends in exactly one."""
 
@@ -60,6 +75,8 @@ class Message:
     priority: Priority
     work: str  # digest of what is asked for: the same id with other work is a client's mistake
     generation: int  # higher than the ledger's means: dispatch it again, on purpose
+    tenant: str | None = None  # whom the client works for
+    deadline: float | None = None  # epoch seconds: nobody wants the result after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +86,9 @@ class Outgoing:
     body: str
     attributes: Mapping[str, Attribute]
     trace_header: str | None
-    departs: Callable[[], None]
+    departs: Callable[[], None] = lambda: None
     """Called right before the call: from here on the send may have happened. Raises LeaseTooShortError to stay."""
+    group: str | None = None  # whose messages SQS keeps from delaying those of others (MessageGroupId)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +102,15 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The Region for a message, and why: the policy that chose it, and the wait (seconds) that it projected there."""
+    """The Region for a message, and why: the policy that chose it, and the wait (seconds) that was projected there.
+
+    `shadow` is the Region that the shadow policy would have chosen; None without one.
+    """
 
     region: Region
     policy: str
     wait_s: float
+    shadow: Region | None = None
 
 
 @dataclass(frozen=True, slots=True)

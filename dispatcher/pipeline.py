@@ -7,7 +7,7 @@ ends a delivery early is an exception with a name.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from dispatcher.errors import (
 from dispatcher.inflight import Flight, Step
 from dispatcher.model import (
     Attribute,
+    Choice,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
@@ -46,11 +47,12 @@ from dispatcher.model import (
     Message,
     Outcome,
     Outgoing,
+    Priority,
     Region,
 )
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.decode import decode
-from dispatcher.policy.envelope import forwarded, rejected
+from dispatcher.policy.envelope import forwarded, group, rejected
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -68,7 +70,7 @@ class Ledger(Protocol):
     async def claim(self, request: ClaimRequest) -> ClaimAnswer: ...
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None: ...
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None: ...
-    async def retarget(self, claim: Claimed, region: Region) -> Claimed: ...
+    async def retarget(self, claim: Claimed, choice: Choice) -> Claimed: ...
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed: ...
     async def release(self, claim: Claimed, *, rejected: bool = False) -> None: ...
 
@@ -112,22 +114,24 @@ class Terms:
 class Pipeline:
     ledger: Ledger
     master: Master
-    regional: Callable[[Region], Queue]
+    regional: Callable[[Region, Priority], Queue]
     dead_letters: Queue | None
     board: Board
     terms: Terms
     clock: Clock
     metrics: Metrics
     random: Random
+    fair: bool = False  # a tenant's messages form an SQS message group
 
     async def carry(self, flight: Flight) -> Outcome:
         """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
         try:
             message = self._decode(flight.delivery)
             for attempt in count():
-                region = await self._route(flight, message)
-                match await self._claim(flight, message, region):
+                choice = await self._route(flight, message)
+                match await self._claim(flight, message, choice):
                     case Claimed() as claim:
+                        await self._check_deadline(flight, message, claim)
                         if sent := await self._send(flight, message, claim):
                             await self._confirm(flight, sent)
                             await self._acknowledge(flight)
@@ -159,32 +163,38 @@ class Pipeline:
             raise PoisonError(f"model_name: no Region serves {message.model_name!r}")
         return message
 
-    async def _route(self, flight: Flight, message: Message) -> Region:
-        """Return the Region where a place is booked; wait, unclaimed, while nobody may get this message.
+    async def _route(self, flight: Flight, message: Message) -> Choice:
+        """Return the choice of the Region where a place is booked; wait, unclaimed, while nobody may get this message.
 
         Raises PoisonError once every Region that could get it has refused its contents.
         """
         if flight.refused_by and self._refused_by_all(flight, message):
             raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
         try:
-            while (region := self.board.book(flight, message.model_name, without=flight.refused_by)) is None:
+            while (choice := self._book(flight, message, without=flight.refused_by)) is None:
                 flight.parked = True
                 await self.board.change()
                 _still_ours(flight)
         finally:
             flight.parked = False
-        return region
+        return choice
 
-    async def _claim(self, flight: Flight, message: Message, region: Region) -> Claimed | Duplicate | Held:
+    def _book(self, flight: Flight, message: Message, without: Collection[Region]) -> Choice | None:
+        choice = self.board.book(flight, message.model_name, message.priority, without)
+        if choice and choice.shadow:
+            self.metrics.shadow(choice.region, choice.shadow)
+        return choice
+
+    async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
         """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
         token = uuid4().hex
         looked_once = False
         copy_in: Region | None = None  # where the claim that we take over may have put one
         while True:
             lease_end = await self._next_lease_end(flight)
-            request = ClaimRequest(message, token, region, lease_end, flight.delivery.message_id)
+            request = ClaimRequest(message, token, choice, lease_end, flight.delivery.message_id)
             flight.step = Step.CLAIMING
-            flight.claim = Claimed(message.request_id, token, region, lease_end)
+            flight.claim = Claimed(message.request_id, token, choice.region, lease_end)
             match await self._until_answered(flight, Stage.LEDGER, self.ledger.claim, request):
                 case Claimed() as claim:
                     flight.claim = claim
@@ -193,14 +203,16 @@ class Pipeline:
                     return claim
                 case Lapsed() as old:
                     if old.region is not None:
-                        region = self.board.follow(flight, message.model_name, old.region)
-                        if region == old.region:
-                            copy_in = region
+                        choice = self.board.follow(flight, message.model_name, old.region)
+                        if choice.region == old.region:
+                            copy_in = old.region
                             flight.step = Step.SENDING  # from here on it is never released: a copy may be there
-                    taking = replace(request, region=region)
+                    taking = replace(request, choice=choice)
                     taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
                     if taken is not None:
-                        log.info("claim.taken_over", request_id=message.request_id, region=region, state=old.state)
+                        log.info(
+                            "claim.taken_over", request_id=message.request_id, region=choice.region, state=old.state
+                        )
                         flight.claim = taken
                         return taken
                     # somebody was quicker, or it was us and the answer was lost: ask again
@@ -232,7 +244,8 @@ class Pipeline:
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
             flight.claim = claim
             try:
-                sqs_message_id = await self.regional(claim.region).send(self._outgoing(flight, message, claim))
+                queue = self.regional(claim.region, message.priority)
+                sqs_message_id = await queue.send(self._outgoing(flight, message, claim))
             except LeaseTooShortError:
                 continue
             except AmbiguousError as fault:
@@ -257,11 +270,11 @@ class Pipeline:
                     continue
                 flight.step = Step.CLAIMING
                 tried.add(claim.region)
-                region = self.board.book(flight, message.model_name, without=tried)
-                if region is None:
-                    await self._release(flight, message, claim)
+                choice = self._book(flight, message, without=tried)
+                if choice is None:
+                    await self._release(flight, claim, rejected=self._refused_by_all(flight, message))
                     return None
-                claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, region)
+                claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, choice)
                 continue
             flight.step = Step.ACCEPTED
             self.board.accepted(flight)
@@ -269,10 +282,19 @@ class Pipeline:
             self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
             return Sent(claim, sqs_message_id)
 
-    async def _release(self, flight: Flight, message: Message, claim: Claimed) -> None:
+    async def _check_deadline(self, flight: Flight, message: Message, claim: Claimed) -> None:
+        """Raise PoisonError once nobody wants the result any more, unless a Region may already have the request.
+
+        Only a claim tells that it was not dispatched before: then a late redelivery is a duplicate, not a reject.
+        """
+        if message.deadline is None or message.deadline > self.clock.now() or flight.step is Step.SENDING:
+            return
+        await self._release(flight, claim, rejected=True)
+        raise PoisonError(f"metadata.deadline: {_rfc_3339(message.deadline)} has passed")
+
+    async def _release(self, flight: Flight, claim: Claimed, *, rejected: bool) -> None:
         """Release the claim of a message that nobody takes now, and that certainly no Region has."""
-        by_all = self._refused_by_all(flight, message)
-        await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=by_all))
+        await self._until_answered(flight, Stage.LEDGER, partial(self.ledger.release, claim, rejected=rejected))
         flight.step, flight.claim = Step.RECEIVED, None
         self.board.unbook(flight)
 
@@ -323,7 +345,7 @@ class Pipeline:
             log.error("message.no_dead_letter_queue", hint="set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy")
             return Outcome.FAILED
         attributes = rejected(delivery.body, delivery.attributes, reason)
-        out = Outgoing(delivery.body, attributes, delivery.trace_header, departs=lambda: None)
+        out = Outgoing(delivery.body, attributes, delivery.trace_header)
         try:
             await self._until_answered(flight, Stage.SEND, self.dead_letters.send, out)
         except (RefusedError, LeaseLostError) as fault:
@@ -418,7 +440,8 @@ class Pipeline:
             ("dispatcher.attempt", Attribute("Number", str(delivery.receives))),
         ]
         attributes = forwarded(delivery.body, delivery.attributes, ours)
-        return Outgoing(delivery.body, attributes, delivery.trace_header, departs)
+        tenant = group(message.tenant) if self.fair and message.tenant else None
+        return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
 
     async def _until_answered[**P, T](
         self, flight: Flight, stage: Stage, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -9,11 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dispatcher.errors import ConfigurationError
-from dispatcher.model import Region
+from dispatcher.model import Policy, Priority, Region
 
 PREFIX = "DISPATCHER_"
 EMULATOR = "DISPATCHER_EMULATOR"
@@ -60,6 +60,16 @@ class RegionSettings(BaseModel):
     """The models that it serves; None: all of them."""
     overload_threshold: Annotated[int, Field(gt=0)] | None = None
     """Visible messages at which it gets no more; None: DISPATCHER_OVERLOAD_THRESHOLD."""
+    queues: dict[Priority, QueueUrl] = Field(default_factory=dict)
+    """Queues of their own for some priorities; `queue_url` is for the others."""
+    drain_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Messages that its workers take per second: believed until it was observed. None: like the other Regions."""
+    instances: Annotated[int, Field(ge=1)] = 10
+    """Spot instances that it has as a rule: a notice of one interruption takes one of them."""
+
+    @property
+    def queue_urls(self) -> list[str]:
+        return list(dict.fromkeys([self.queue_url, *self.queues.values()]))
 
 
 def _lower(value: Any) -> Any:
@@ -99,7 +109,17 @@ class Settings(HttpSettings):
     ledger_table: Name
     dead_letter_queue_url: QueueUrl | None = None
     """Where rejected messages go; None: the master queue's redrive target."""
-    routing_policy: Literal["inverse-depth"] = "inverse-depth"
+    routing_policy: Policy = Policy.PROJECTED_WAIT
+    shadow_policy: Policy | None = None
+    """Another policy, whose choices are only compared: nothing is sent by them."""
+    rescue: bool = False
+    """Move messages that wait in a stalled or withdrawn Region's queue to other Regions."""
+    fair_queues: bool = False
+    """Forward `metadata.user_id` as the MessageGroupId: SQS keeps one tenant from delaying the others."""
+    interruption_queue_url: QueueUrl | None = None
+    """A queue in the home Region that EventBridge's Spot interruption warnings go to; None: nobody tells."""
+    http_token: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """Whoever shows it (`Authorization: Bearer …`) may report capacity; None: nobody may."""
     ledger_batching: bool = True
     """PartiQL batches; False: one conditional write for each claim and confirmation."""
     overload_threshold: Annotated[int, Field(gt=0)] = 5000
@@ -155,11 +175,13 @@ class Settings(HttpSettings):
     @model_validator(mode="after")
     def _every_queue_is_used_once(self) -> Self:
         master = (self.home_region, self.master_queue_url)
-        regional_urls = [(region, regional.queue_url) for region, regional in self.regions.items()]
+        regional_urls = [(region, url) for region, regional in self.regions.items() for url in regional.queue_urls]
         if master in regional_urls:
             raise ValueError("DISPATCHER_REGIONS: the master queue cannot be a regional queue too")
         if (self.home_region, self.dead_letter_queue_url) in [master, *regional_urls]:
             raise ValueError("DISPATCHER_DEAD_LETTER_QUEUE_URL: must be a queue of its own")
+        if (self.home_region, self.interruption_queue_url) in [master, *regional_urls]:
+            raise ValueError("DISPATCHER_INTERRUPTION_QUEUE_URL: must be a queue of its own")
         if not any(regional.weight > 0 for regional in self.regions.values()):
             raise ValueError("DISPATCHER_REGIONS: at least one Region needs a weight above 0")
         return self

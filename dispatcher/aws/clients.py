@@ -103,7 +103,7 @@ class Clients:
     """Makes Callers; leaving the context closes them all. End every task that calls before that."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
-        self._clock = clock
+        self.clock = clock
         self._metrics = metrics
         try:
             self._session = aioboto3.Session()
@@ -146,4 +146,4 @@ class Clients:
         except (BotoCoreError, ValueError) as fault:
             raise RefusedError(Cause.REFUSED, f"no client for {service} in {region}: {fault}") from fault
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
-        return Caller(client, service, region, self._clock, self._metrics, total)
+        return Caller(client, service, region, self.clock, self._metrics, total)

@@ -20,7 +20,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import AmbiguousError, AwsError, Cause, LeaseLostError, RefusedError
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
-from dispatcher.model import ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from dispatcher.model import Choice, ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
 from dispatcher.policy.claims import Record, State, judge
 from dispatcher.telemetry.metrics import Metrics
 
@@ -130,10 +130,13 @@ class Ledger:
         """
         await self._confirms.submit((claim, sqs_message_id))
 
-    async def retarget(self, claim: Claimed, region: Region) -> Claimed:
+    async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         """claimed for A → claimed for B, fenced, before B is tried: a takeover must know where a copy may be."""
-        await self._update(claim, "#region = :region", {":region": {"S": region}}, {"#region": "region"})
-        return Claimed(claim.request_id, claim.token, region, claim.lease_end)
+        chosen = _chosen(choice)
+        sets = ", ".join(f"#{name} = :{name}" for name in chosen)
+        values = {f":{name}": value for name, value in chosen.items()}
+        await self._update(claim, sets, values, {f"#{name}": name for name in chosen})
+        return Claimed(claim.request_id, claim.token, choice.region, claim.lease_end)
 
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
         """Move the lease's end (epoch seconds). The visibility must already reach past it."""
@@ -222,7 +225,7 @@ class Ledger:
             "state": {"S": State.CLAIMED},
             "owner": {"S": request.token},
             "lease_end": {"N": _number(request.lease_end)},
-            "region": {"S": request.region},
+            **_chosen(request.choice),
             "work": {"S": request.message.work},
             "generation": {"N": str(request.message.generation)},
             "source_message_id": {"S": request.source_message_id},
@@ -359,6 +362,15 @@ def _insert(table: str, item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _claimed(request: ClaimRequest) -> Claimed:
     return Claimed(request.message.request_id, request.token, request.region, request.lease_end)
+
+
+def _chosen(choice: Choice) -> dict[str, dict[str, str]]:
+    """The Region, and why it was chosen."""
+    return {
+        "region": {"S": choice.region},
+        "policy": {"S": choice.policy},
+        "projected_wait_s": {"N": _number(choice.wait_s)},
+    }
 
 
 def _record(item: Mapping[str, Any]) -> Record:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.queues import is_aws
 from dispatcher.errors import AwsError, DispatcherError
 from dispatcher.model import Region
 
@@ -58,7 +59,7 @@ async def provision(
     table_caller = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
     if not on_aws:
         for caller in (*callers.values(), table_caller):
-            if _is_aws(caller.endpoint):
+            if is_aws(caller.endpoint):
                 raise RealAwsError(
                     f"{caller.endpoint} is AWS itself: set AWS_ENDPOINT_URL to an emulator, or say --yes"
                 )
@@ -72,13 +73,6 @@ async def provision(
     await _table(table_caller, table)
     yield f"table {table} in {home}"
     yield Resources(home, master, dead_letters, regional, table)
-
-
-def _is_aws(endpoint: str) -> bool:
-    host = urlsplit(endpoint).hostname or ""
-    return any(
-        host == domain or host.endswith(f".{domain}") for domain in ("amazonaws.com", "amazonaws.com.cn", "api.aws")
-    )
 
 
 async def _queue_pair(call: Caller, name: str, visibility_s: int) -> tuple[str, str]:
@@ -100,7 +94,7 @@ async def _queue_pair(call: Caller, name: str, visibility_s: int) -> tuple[str, 
 async def _queue(call: Caller, name: str, attributes: dict[str, str]) -> str:
     answer = await call("create_queue", QueueName=name, Attributes=attributes)
     url = str(answer["QueueUrl"])
-    if _is_aws(call.endpoint):
+    if is_aws(call.endpoint):
         return url
     return call.endpoint.rstrip("/") + urlsplit(url).path  # emulators like to name hosts that do not resolve
 

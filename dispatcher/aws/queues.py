@@ -1,7 +1,9 @@
 """What any queue can be asked about itself."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from dispatcher.aws.clients import Caller
 from dispatcher.errors import Cause, RefusedError
@@ -10,6 +12,29 @@ from dispatcher.model import Depth
 ENTRIES_MAX = 10  # SQS: entries a batch (SendMessageBatch reference)
 
 _DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
+
+
+LAG_S = 30.0
+"""How late SQS's counts are taken to be: they settle within about a minute (GetQueueAttributes reference)."""
+
+
+def is_aws(url: str) -> bool:
+    """Whether a queue's URL or an endpoint is AWS's own, and not an emulator's."""
+    host = urlsplit(url).hostname or ""
+    return any(
+        host == domain or host.endswith(f".{domain}") for domain in ("amazonaws.com", "amazonaws.com.cn", "api.aws")
+    )
+
+
+def lag_s(url: str) -> float:
+    """Return how late a queue's counts are, in seconds; an emulator's are not."""
+    return LAG_S if is_aws(url) else 0.0
+
+
+async def read_depths(call: Caller, urls: Sequence[str]) -> Depth:
+    """Return one reading of several queues together."""
+    read = await asyncio.gather(*(read_depth(call, url) for url in urls))
+    return Depth(sum(d.visible for d in read), sum(d.in_flight for d in read), sum(d.delayed for d in read))
 
 
 async def read_depth(call: Caller, url: str) -> Depth:

@@ -111,6 +111,8 @@ def _entry(index: int, out: Outgoing) -> dict[str, Any]:
     entry: dict[str, Any] = {"Id": str(index), "MessageBody": out.body}
     if out.attributes:
         entry["MessageAttributes"] = {name: _attribute(value) for name, value in out.attributes.items()}
+    if out.group:
+        entry["MessageGroupId"] = out.group
     if out.trace_header:
         entry["MessageSystemAttributes"] = {"AWSTraceHeader": {"DataType": "String", "StringValue": out.trace_header}}
     return entry

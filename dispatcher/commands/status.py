@@ -1,17 +1,18 @@
 """What every Region looks like now, or where one request is: read from AWS, with no daemon needed."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 from dispatcher.aws.clients import Clients
+from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.ledger import read_item
-from dispatcher.aws.queues import read_depth
+from dispatcher.aws.queues import lag_s, read_depths
+from dispatcher.board import Board
 from dispatcher.errors import AwsError
 from dispatcher.model import Depth, Region
-from dispatcher.policy.breaker import BreakerState
-from dispatcher.policy.routing import RegionView, shares
 from dispatcher.settings import Settings
 
 POOL = 4
@@ -20,37 +21,28 @@ _TIMES = ("claimed_at", "dispatched_at", "lease_end", "expires_at")
 
 
 async def regions(settings: Settings, clients: Clients) -> dict[str, dict[str, Any]]:
-    """Return, by Region, depth, weight, share and health, as a dispatcher that starts now would see them."""
+    """Return what a dispatcher that starts now would know of each Region, with what the others tell it."""
+    loop, home = asyncio.get_running_loop(), Region(settings.home_region)
     read = await asyncio.gather(
-        *(_depth(clients, region, rules.queue_url) for region, rules in settings.regions.items())
+        *(_depth(clients, region, rules.queue_urls) for region, rules in settings.regions.items())
     )
-    views = {
-        region: RegionView(
-            depth=depth if isinstance(depth, Depth) else None,
-            age_s=0.0,
-            sent_since=0,
-            under_way=0,
-            breaker=BreakerState.CLOSED,
-            weight=settings.regions[region].weight,
-            threshold=settings.threshold(region),
-            ttl_s=settings.depth_ttl_seconds,
-            under_way_max=settings.max_in_flight,
-        )
-        for region, depth in zip(settings.regions, read, strict=True)
-    }
-    split = shares(views)
-    return {
-        region: {
-            "depth": view.depth.visible if view.depth else None,
-            "in_flight": view.depth.in_flight if view.depth else None,
-            "delayed": view.depth.delayed if view.depth else None,
-            "threshold": view.threshold,
-            "weight": view.weight,
-            "share": round(split.get(region, 0.0), 4),
-            "health": view.health if isinstance(depth, Depth) else f"unreadable: {depth}",
-        }
-        for (region, view), depth in zip(views.items(), read, strict=True)
-    }
+    table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
+    try:
+        reports = await FleetItem(settings.ledger_table, table, clients.clock).look()
+    except AwsError:
+        reports = {}
+    late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
+    board = Board.of(settings, lag_s=late_s, now=loop.time, random=Random(0))
+    for region, depth in zip(settings.regions, read, strict=True):
+        if isinstance(depth, Depth):
+            board.post(region, depth, board.begin_reading(region))
+    board.report()  # told to nobody
+    board.learn_fleet(reports)
+    explained = {str(region): values for region, values in board.explain().items()}
+    for values, depth in zip(explained.values(), read, strict=True):
+        if not isinstance(depth, Depth):
+            values["health"] = f"unreadable: {depth}"
+    return explained
 
 
 async def request(settings: Settings, clients: Clients, request_id: str) -> Mapping[str, Any] | None:
@@ -62,10 +54,10 @@ async def request(settings: Settings, clients: Clients, request_id: str) -> Mapp
     return {name: _readable(name, value) for name, value in sorted(item.items())}
 
 
-async def _depth(clients: Clients, region: Region, url: str) -> Depth | AwsError:
+async def _depth(clients: Clients, region: Region, urls: Sequence[str]) -> Depth | AwsError:
     caller = await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS)
     try:
-        return await read_depth(caller, url)
+        return await read_depths(caller, urls)
     except AwsError as fault:
         return fault
 

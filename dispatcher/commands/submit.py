@@ -61,7 +61,7 @@ async def submit(
 
     async def one(queue: SendingQueue, number: int, body: str) -> None:
         try:
-            await queue.send(Outgoing(body, attributes, None, departs=lambda: None))
+            await queue.send(Outgoing(body, attributes, None))
             sent()
         except (AwsError, LeaseTooShortError) as fault:
             faults.append(f"request {number}: {fault}")

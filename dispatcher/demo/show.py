@@ -191,7 +191,7 @@ class _Stage:
                     sends.create_task(self._interrupt())
                 if submission.request_id:
                     self.tally.sent_at.setdefault(submission.request_id, time.time())
-                sends.create_task(queue.send(Outgoing(submission.body, {}, None, departs=lambda: None)))
+                sends.create_task(queue.send(Outgoing(submission.body, {}, None)))
                 self.tally.messages_sent += 1
                 await asyncio.sleep(max(0.0, began + (number + 1) / self.rate - time.monotonic()))
 

@@ -7,7 +7,7 @@ from random import Random
 
 import structlog
 
-from dispatcher.board import Board
+from dispatcher.board import READINGS_PER_TTL, Board
 from dispatcher.clock import Clock
 from dispatcher.errors import AwsError, Stage
 from dispatcher.model import Depth, Region
@@ -16,7 +16,6 @@ from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-READINGS_PER_TTL = 4
 OUT_OF_PLAY_S = 4.0  # a Region that gets nothing is read this often, jitter and all within 5 s (decisions 25)
 LOOK_S = 0.25
 STUCK_S = 60.0

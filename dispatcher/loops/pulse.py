@@ -12,6 +12,7 @@ from dispatcher.errors import AwsError, Stage
 from dispatcher.gate import Gate
 from dispatcher.inflight import InFlight, Step
 from dispatcher.lifecycle import Lifecycle
+from dispatcher.model import Policy
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker, BreakerState
 from dispatcher.telemetry.heartbeats import Heartbeats
@@ -38,6 +39,7 @@ class Pulse:
         loop = asyncio.get_running_loop()
         self.heartbeats.expect("pulse", STUCK_S)
         was_holding: str | None = None
+        in_force = self.board.policy
         while True:
             self.heartbeats.beat("pulse")
             self.show()
@@ -45,17 +47,31 @@ class Pulse:
             if holding != was_holding:
                 log.info("intake.holding" if holding else "intake.receiving", reason=holding)
                 was_holding = holding
+            if self.board.policy is not in_force:
+                in_force = self.board.policy
+                log.info("policy.changed", policy=in_force, model_error=round(self.board.model_error, 2))
             due = loop.time() + BEAT_S
             await asyncio.sleep(BEAT_S)
             self.metrics.loop_lag.set(max(0.0, loop.time() - due))
 
     def show(self) -> None:
         """Bring the gauges up to date."""
-        shares = self.board.shares()
+        shares, shadow = self.board.shares(), self.board.shadow_shares()
         for region, view in self.board.views().items():
             self.metrics.eligible.labels(region).set(region in shares)
             self.metrics.share.labels(region).set(shares.get(region, 0.0))
+            self.metrics.shadow_share.labels(region).set(shadow.get(region, 0.0))
             self.metrics.breaker_open.labels(region).set(view.breaker is BreakerState.OPEN)
+            self.metrics.expected_wait.labels(region).set(view.wait_s)
+            self.metrics.drain_rate.labels(region).set(view.drain)
+            self.metrics.capacity.labels(region).set(view.capacity)
+            self.metrics.stalled.labels(region).set(view.stalled)
+            self.metrics.budget.labels(region).set(view.budget())
+        for policy in Policy:
+            self.metrics.policy_info.labels(policy).set(policy is self.board.policy)
+        self.metrics.model_error.set(self.board.model_error)
+        self.metrics.fleet.set(self.board.dispatchers())
+        self.metrics.fleet_unshared.set(not self.board.shares_room())
         self.metrics.breaker_open.labels("ledger").set(self.ledger_breaker.state is BreakerState.OPEN)
         self.metrics.in_flight.set(len(self.in_flight))
         self.metrics.draining.set(self.lifecycle.draining)

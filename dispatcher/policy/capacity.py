@@ -1,8 +1,10 @@
 """What part of a Region's usual workers is left after Spot took some back. Pure: time is handed in, in seconds.
 
-An interruption is known two minutes before the drain shows it, and replacements come without notice: so a loss counts at
-once, and is forgotten by half every five minutes.
+An interruption is known two minutes before the drain shows it, and replacements come without notice: so a loss counts
+at once, and is forgotten by half every five minutes.
 """
+
+import math
 
 LEAST = 0.1
 HALF_LIFE_S = 300.0  # routing.md §3
@@ -28,4 +30,4 @@ class Capacity:
 
 def remaining(left: float, seconds: float) -> float:
     """Return what is left, so many seconds after it was `left`."""
-    return 1.0 - (1.0 - left) * 0.5 ** (max(0.0, seconds) / HALF_LIFE_S)
+    return 1.0 - (1.0 - left) * math.exp2(-max(0.0, seconds) / HALF_LIFE_S)

@@ -44,13 +44,18 @@ def _topic_arn(value: str) -> str:
 
 
 def _rfc_3339(value: str) -> str:
+    _moment(value)
+    return value
+
+
+def _moment(value: str) -> float:
+    """Return epoch seconds; raise ValueError."""
     match = _RFC_3339.fullmatch(value)
     if match is None:
         raise ValueError("must be an RFC 3339 date-time with an offset")
-    day, minute, second, _, offset, _ = match.groups()
+    day, minute, second, fraction, offset, _ = match.groups()
     second = "59" if second == "60" else second  # RFC 3339 allows a leap second; datetime does not
-    datetime.fromisoformat(f"{day}T{minute}:{second}{offset.upper()}")
-    return value
+    return datetime.fromisoformat(f"{day}T{minute}:{second}{offset.upper()}").timestamp() + float(fraction or 0)
 
 
 class _Body(BaseModel):
@@ -80,6 +85,8 @@ def decode(body: str, attributes: Mapping[str, Attribute]) -> Message:
         priority=valid.priority,
         work=_work(valid),
         generation=_generation(attributes.get(GENERATION)),
+        tenant=tenant if isinstance(tenant := valid.metadata.get("user_id"), str) and tenant else None,
+        deadline=_deadline(valid.metadata.get("deadline")),
     )
 
 
@@ -121,6 +128,14 @@ def _work(valid: _Body) -> str:
     # A presigned URL differs in its query at each signing; the object it names is the same work.
     parts = [valid.model_name, valid.input_data_url.partition("?")[0], valid.callback_sns_topic]
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _deadline(value: Any) -> float | None:
+    """Metadata is the client's own: what is no date-time there is no deadline, and no fault."""
+    try:
+        return _moment(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _generation(attribute: Attribute | None) -> int:

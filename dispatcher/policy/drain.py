@@ -5,8 +5,10 @@ messages that come back from a lost worker are nothing taken, and a queue that w
 at least that much.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from math import sqrt
 from statistics import median
 
@@ -22,6 +24,14 @@ SHRINKAGE = 20.0
 """Messages taken at which a reading counts for half of what it could: their number scatters by its square root."""
 SIGMAS = 2.0
 """Standard deviations by which what was taken may have been luck."""
+OPTIMISM = 1.5
+"""A Region that was never short of workers can do more than it was seen to do; by how much shows when it gets more."""
+OUTGROWN, GROWTH = 0.85, 1.1
+"""Taking the first part of the estimate with nothing waiting shows that more is possible: it grows by the second."""
+COLLAPSED = 0.5
+"""A Region that falls behind at less than this part of its estimate is believed at once: doubting it costs more."""
+REMEMBERED = 10
+"""Readings that count as of late."""
 IDLE_MESSAGES = 5.0
 """Messages that should have been taken while none was: by chance that happens once in 150 times."""
 SPREAD = (0.05, 20.0)
@@ -38,9 +48,16 @@ class Drain:
     prior: float | None = None
     busy_windows: int = 0
     busy: float = 0.0  # smoothed over readings with messages waiting all along: what the workers can do
-    least: float = 0.0  # what they did at best, luck left out: what they can do at least
+    _best: deque[float] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED)
+    )  # what they did of late, luck left out
     stalled: bool = False  # messages wait and none is taken
     _idle_s: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """What the workers can do at least: they did it of late, twice in a row."""
+        return max((min(pair) for pair in pairwise(self._best)), default=0.0)
 
     @property
     def confident(self) -> bool:
@@ -51,27 +68,36 @@ class Drain:
         """What the workers were seen to do, and nothing assumed; 0 while they do nothing."""
         return 0.0 if self.stalled else self.busy if self.confident else self.least
 
-    def learn(self, old: Depth, new: Depth, sent: float, seconds: float, expected: float) -> None:
-        """Take two readings `seconds` apart with `sent` messages sent between; `expected`: the estimate in force."""
+    def learn(self, old: Depth, new: Depth, sent: float, seconds: float, expected: float, projected: float) -> None:
+        """Take two readings `seconds` apart with `sent` messages sent between.
+
+        `expected` is the drain in force, and `projected` the messages that should wait by now if it were right.
+        """
         if seconds <= 0:
             return
         waiting = min(old.visible, new.visible)
         taken = max(0.0, sent - (_all(new) - _all(old)))
         self._look_for_stall(old, new, waiting, taken, seconds, expected)
-        if not self.stalled or taken:
-            self._smooth(waiting, taken, seconds)
+        self._best.append((taken - SIGMAS * sqrt(taken)) / seconds)
+        some = max(2.0, BUSY_SHARE * taken)
+        # workers that fell behind were busy from where they did, though nothing waited at first
+        fell_behind = new.visible >= some and new.visible / 2 >= projected + SIGMAS * sqrt(max(sent, 0.0) + taken)
+        if waiting >= some or fell_behind:
+            self._learn_busy(taken, seconds, expected)
+        elif self.confident and taken > OUTGROWN * self.busy * seconds:
+            self.busy = max(self.busy * GROWTH, self.least)
 
-    def _smooth(self, waiting: int, taken: float, seconds: float) -> None:
-        self.least = max(self.least, (taken - SIGMAS * sqrt(taken)) / seconds)
-        if waiting >= max(2.0, BUSY_SHARE * taken):
-            count = max(taken, self.busy * seconds)
-            newest = NEWEST_MAX * count / (count + SHRINKAGE)
-            if not self.confident:
-                newest = max(newest, 1 / (self.busy_windows + 1))
-            self.busy += newest * (taken / seconds - self.busy)
-            self.busy_windows += 1
-        else:  # they were idle at times: they can do this much at least
-            self.busy = max(self.busy, (taken - SIGMAS * sqrt(taken)) / seconds)
+    def _learn_busy(self, taken: float, seconds: float, expected: float) -> None:
+        if taken / seconds < expected * COLLAPSED:
+            self.busy, self.busy_windows = taken / seconds, max(self.busy_windows, BUSY_WINDOWS)
+            self._best.clear()
+            return
+        count = max(taken, self.busy * seconds)
+        newest = NEWEST_MAX * count / (count + SHRINKAGE)
+        if not self.confident:
+            newest = max(newest, 1 / (self.busy_windows + 1))
+        self.busy += newest * (taken / seconds - self.busy)
+        self.busy_windows += 1
 
     def _look_for_stall(
         self, old: Depth, new: Depth, waiting: int, taken: float, seconds: float, expected: float
@@ -88,7 +114,8 @@ class Drain:
 
     def estimate(self, otherwise: float) -> float:
         """Return what is believed; `otherwise` is the best guess for a Region of which too little is known."""
-        return self.busy if self.confident else max(self.least, self.prior or otherwise)
+        guess = max(OPTIMISM * self.least, self.prior or otherwise)
+        return guess + (self.busy - guess) * min(1.0, self.busy_windows / BUSY_WINDOWS)
 
 
 def estimates(drains: Mapping[Region, Drain], peers: Mapping[Region, float]) -> dict[Region, float]:

@@ -1,5 +1,7 @@
 """What travels with a body: the client's attributes and, where SQS's limits leave room, ours. Pure."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
 
 from dispatcher.model import Attribute
@@ -19,6 +21,16 @@ def size_of(body: str, attributes: Mapping[str, Attribute]) -> int:
 
 def _weight(name: str, attribute: Attribute) -> int:
     return len(name.encode()) + attribute.bytes_on_the_wire
+
+
+_GROUP = re.compile(r"[!-~]{1,128}")  # SQS: letters, digits and punctuation (SendMessage reference, MessageGroupId)
+
+
+def group(tenant: str) -> str:
+    """Return a tenant's MessageGroupId: the name itself where SQS takes it, else a digest of it."""
+    if _GROUP.fullmatch(tenant):
+        return tenant
+    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def forwarded(

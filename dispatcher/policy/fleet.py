@@ -1,8 +1,8 @@
 """What the other dispatchers send, and how a Region's room is shared with them. Pure: time is handed in, in seconds.
 
 Each dispatcher reports, at each of its readings, what it has sent to each Region and the total that it will not pass
-before its next report (`upto`). Reports are writes to one item, so each sees every earlier one. Who reports may use of a
-Region's room what nobody who reported before has set aside: however many there are, and whoever comes new, together
+before its next report (`upto`). Reports are writes to one item, so each sees every earlier one. Who reports may use of
+a Region's room what nobody who reported before has set aside: however many there are, and whoever comes new, together
 they never pass a threshold.
 """
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from dispatcher.model import Region
 
-REPORTS_KEPT = 16
+POINTS_KEPT = 64
+POINTS_PER_INTERVAL = 8
+"""A dispatcher that is short of room reports often: of such reports only as many are kept."""
 DEAD_AFTER = 2.0
 """Intervals without a report: one may fail, or come late."""
 FORGOTTEN_AFTER = 40.0  # intervals: then its report is taken out of the item
@@ -47,12 +49,16 @@ class Fleet:
     def __init__(self, interval_s: float, *, lag_s: float = 0.0) -> None:
         self._dead_after_s = DEAD_AFTER * interval_s
         self._forgotten_after_s = FORGOTTEN_AFTER * interval_s
+        self._spacing_s = interval_s / POINTS_PER_INTERVAL
         self._lag_s = lag_s
         self._points: dict[str, deque[Point]] = {}
         self._last: dict[str, Report] = {}
         self.learned_at: float | None = None
         self._totals: dict[Region, float] = {}  # of all others, when last learnt
-        self._rates: dict[Region, float] = {}
+        self._rates: dict[Region, float] = {}  # messages per second since; the dead send none
+        self._peer_rates: dict[str, dict[Region, float]] = {}
+        self._lost: dict[Region, list[tuple[float, float]]] = {}
+        self.drains: dict[Region, float] = {}  # what the others believe of each Region's workers, on average
         self.known = 0  # how many others were at work when last learnt
 
     def learn(self, reports: Mapping[str, Report], now: float) -> None:
@@ -60,19 +66,26 @@ class Fleet:
         for name in self._points.keys() - reports.keys():
             del self._points[name], self._last[name]
         for name, report in reports.items():
-            points = self._points.setdefault(name, deque([report.past], maxlen=REPORTS_KEPT))
+            points = self._points.setdefault(name, deque([report.past], maxlen=POINTS_KEPT))
             if report.now.at > points[-1].at:
+                if len(points) > 1 and points[-1].at - points[-2].at < self._spacing_s:
+                    points.pop()
                 points.append(report.now)
             self._last[name] = report
         self.learned_at = now
         self.known = self.live(now)
+        self.drains = _means(report.drains for report in self._last.values())
+        self._lost = {
+            region: [(left, report.now.at) for report in self._last.values() if (left := report.capacity[region]) < 1.0]
+            for region in {region for report in self._last.values() for region in report.capacity}
+        }
+        self._peer_rates = {
+            name: {region: self._rate(points, region) for region in points[-1].sent} if self._is_live(name, now) else {}
+            for name, points in self._points.items()
+        }
         regions = {region for points in self._points.values() for region in points[-1].sent}
-        self._rates = {region: sum(self._rate(name, region, now) for name in self._points) for region in regions}
-        self._totals = {
-            region: sum(self._sent(points, region, now) + self._rate(name, region, now) * (now - points[-1].at)
-                        for name, points in self._points.items())
-            for region in regions
-        }  # fmt: skip
+        self._rates = {r: sum(rates.get(r, 0.0) for rates in self._peer_rates.values()) for r in regions}
+        self._totals = {region: self._total(region, now) for region in regions}
 
     def believed(self, now: float) -> bool:
         """Whether what is known of the others is young enough to go by."""
@@ -90,10 +103,7 @@ class Fleet:
         """Return what all others had sent there at `time`, between and after reports by their rate."""
         if self.learned_at is not None and time >= self.learned_at:
             return self._totals.get(region, 0.0) + self._rates.get(region, 0.0) * (time - self.learned_at)
-        return sum(
-            self._sent(points, region, time) + self._rate(name, region, time) * max(0.0, time - points[-1].at)
-            for name, points in self._points.items()
-        )
+        return self._total(region, time)
 
     def set_aside(self, region: Region, since: float, now: float) -> int:
         """Return the most that all others can have sent there after `since`, until their next reports.
@@ -105,14 +115,9 @@ class Fleet:
             for name, report in self._last.items()
         )
 
-    def drains(self) -> dict[Region, float]:
-        """Return what the others believe of each Region's workers: the mean."""
-        return _means(report.drains for report in self._last.values())
-
-    def capacity(self, region: Region) -> list[tuple[float, float]]:
-        """Return the capacities that others have reported, each with its time."""
-        found = ((report.capacity.get(region, 1.0), report.now.at) for report in self._last.values())
-        return [(capacity, at) for capacity, at in found if capacity < 1.0]
+    def lost(self, region: Region) -> list[tuple[float, float]]:
+        """Return the parts of its workers that others say are left there, each with the time when it was so."""
+        return self._lost.get(region, [])
 
     def _is_live(self, name: str, now: float) -> bool:
         report = self._last[name]
@@ -123,12 +128,18 @@ class Fleet:
         lapsed = now - report.now.at > self._dead_after_s + self._lag_s
         return sent if report.gone or lapsed else max(sent, report.upto.get(region, 0))
 
-    def _rate(self, name: str, region: Region, now: float) -> float:
-        """Messages per second since its last report; none of one that is gone or dead."""
-        points = self._points[name]
-        if not self._is_live(name, now) or len(points) < 2:
-            return 0.0
-        before, last = points[-2], points[-1]
+    def _total(self, region: Region, time: float) -> float:
+        total = 0.0
+        for name, points in self._points.items():
+            total += self._sent(points, region, time)
+            if time > points[-1].at:
+                total += self._peer_rates[name].get(region, 0.0) * (time - points[-1].at)
+        return total
+
+    @staticmethod
+    def _rate(points: deque[Point], region: Region) -> float:
+        """Messages per second between its last two reports."""
+        before, last = points[-2] if len(points) > 1 else points[-1], points[-1]
         seconds = last.at - before.at
         return max(0.0, (last.sent.get(region, 0) - before.sent.get(region, 0)) / seconds) if seconds > 0 else 0.0
 

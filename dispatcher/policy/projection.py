@@ -1,4 +1,4 @@
-"""What a queue looks like now, from a reading that is old and sends that are known. Pure: time is handed in, in seconds.
+"""What a queue looks like now, from a reading that is old and sends that are known. Pure: time (s) is handed in.
 
     projected depth = reading + sends since − what the workers took since, and never below nothing
 
@@ -14,10 +14,12 @@ from dispatcher.model import Depth
 from dispatcher.policy.drain import Drain
 
 GRAIN_S = 0.25  # sends closer together than this are kept as one
+WINDOW_MIN = 0.75  # of the interval
 ERRORS = 5  # readings in which the model is judged (routing.md §3, model check)
 SMALL, OF_FLOW, OF_DEPTH = 50.0, 0.5, 0.2
-"""An error is measured against the largest of: messages, parts of what workers should have taken, of what waits. With the
-depth alone, as routing.md §3 has it, chance looks like error in a short queue, and error like chance in a long one."""
+"""An error is measured against the largest of: messages, parts of what workers should have taken, of what waits. With
+the depth alone, as routing.md §3 has it, chance looks like error in a short queue, and error like chance in a long one.
+"""
 
 
 class Sends:
@@ -67,9 +69,15 @@ class Sends:
 
 
 class Projection:
-    """One Region's. `others` is how many messages all other dispatchers had sent there at a time, as far as known."""
+    """One Region's. `others` is how many messages all other dispatchers had sent there at a time, as far as known.
 
-    def __init__(self, drain: Drain, own: Sends, others: Callable[[float], float], *, lag_s: float) -> None:
+    `interval_s`: between two readings, as a rule. Nothing is learnt from readings much closer together: what others
+    sent in so short a time is known too badly.
+    """
+
+    def __init__(
+        self, drain: Drain, own: Sends, others: Callable[[float], float], *, lag_s: float, interval_s: float
+    ) -> None:
         self.drain = drain
         self.drain_rate = 0.0  # messages per second in force; 0: nobody knows
         self.reading: Depth | None = None
@@ -78,30 +86,44 @@ class Projection:
         self._own = own
         self._others = others
         self._lag_s = lag_s
+        self._interval_s = interval_s
+        self._learnt: tuple[float, Depth] | None = None  # the reading up to which was learnt, and what time it shows
         self._errors: deque[float] = deque(maxlen=ERRORS)
         self._level = 0.0
         self._level_at = 0.0
         self._others_rate = 0.0
+        self._others_shown = 0.0  # what they had sent at `shown_at`
 
     def post(self, depth: Depth, asked_at: float) -> None:
-        """Take a reading; learn what the workers took since the one before, and how wrong the projection was."""
+        """Take a reading; learn what the workers took since an earlier one, and how wrong the projection was."""
         shown_at = asked_at - self._lag_s
-        if self.reading is not None and shown_at > self.shown_at:
-            seconds = shown_at - self.shown_at
-            sent = self._sent(self.shown_at, shown_at)
+        if self._learnt is None:
+            self._learnt = shown_at, depth
+        since, old = self._learnt
+        seconds = shown_at - since
+        if seconds >= WINDOW_MIN * self._interval_s:
+            sent = self._own.at(shown_at) - self._own.at(since) + self._others(shown_at) - self._others(since)
             self.inflow = max(0.0, sent / seconds)
-            if self.drain_rate:
-                actual, projected = _waiting(depth), self._replay(_waiting(self.reading), self.shown_at, shown_at)
+            actual, projected = _waiting(depth), self._replay(_waiting(old), since, shown_at)
+            if self.drain.confident:
                 scale = max(SMALL, OF_FLOW * self.drain_rate * seconds, OF_DEPTH * actual)
                 self._errors.append((actual - projected) / scale)
-            self.drain.learn(self.reading, depth, sent, seconds, self.drain_rate)
+            self.drain.learn(old, depth, sent, seconds, self.drain_rate, projected)
+            self._learnt = shown_at, depth
         self.reading = depth
         self.shown_at = shown_at
 
+    def expect(self, drain_rate: float, now: float) -> None:
+        """From now on the workers are thought to take so many messages per second."""
+        if drain_rate != self.drain_rate:
+            self._level, self._level_at = self.level(now), now
+            self.drain_rate = drain_rate
+
     def rebuild(self, now: float) -> None:
-        """Project anew from the last reading: what is known of drain or of others' sends changed."""
+        """Project anew from the last reading, with what is known by now of drain and of others' sends."""
         if self.reading is not None:
             self._level = self._replay(_waiting(self.reading), self.shown_at, now)
+            self._others_shown = self._others(self.shown_at)
         self._others_rate = max(0.0, self._others(now + 1.0) - self._others(now))
         self._level_at = now
 
@@ -117,7 +139,7 @@ class Projection:
 
     def others_since(self, now: float) -> float:
         """Return what the other dispatchers sent since the moment that the reading shows."""
-        return self._others(now) - self._others(self.shown_at) if self.reading else 0.0
+        return self._others(now) - self._others_shown if self.reading else 0.0
 
     @property
     def error(self) -> float | None:
@@ -126,9 +148,6 @@ class Projection:
         The median of the last readings' relative errors, with their signs: chance errs to both sides.
         """
         return abs(median(self._errors)) if len(self._errors) == ERRORS else None
-
-    def _sent(self, after: float, until: float) -> float:
-        return self._own.at(until) - self._own.at(after) + self._others(until) - self._others(after)
 
     def _replay(self, level: float, after: float, until: float) -> float:
         """Let the sends of (after, until] arrive and the workers work; a queue that is empty stays empty."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import floor
 
-from dispatcher.model import Depth, Priority, Region
+from dispatcher.model import Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import BreakerState
 
 W0_S = 10.0
 """Seconds added to every wait: differences far below it mean nothing (routing.md §3: flat between 2 and 60 s)."""
 PROBE_SHARE = 0.02
-"""Of new messages, for all Regions of unknown depth or stalled together: enough to notice a recovery, too little to hurt."""
+"""Of new messages, for all Regions that are unknown or stalled: enough to see a recovery, too little to hurt."""
 PROBES_PER_SECOND = 1.0
 RESUME = 0.8
 """Of the threshold: an overloaded Region gets messages again when it is down to this."""
@@ -35,19 +35,6 @@ HIGH_TOLERANCE_S = 1.0
 """Waits this close to the shortest are as good for a message of high priority."""
 SMOOTHING = (300.0, 1000.0)
 """Bounds of k (routing.md §3)."""
-
-
-class Policy(StrEnum):
-    PROJECTED_WAIT = "projected-wait"
-    INVERSE_DEPTH = "inverse-depth"
-    INVERSE_DEPTH_SMOOTHED = "inverse-depth-smoothed"
-    TWO_CHOICES = "two-choices"
-    FIXED = "fixed"
-
-    @property
-    def projects(self) -> bool:
-        """It goes by projected waits, and so needs estimates that can be believed."""
-        return self in (Policy.PROJECTED_WAIT, Policy.TWO_CHOICES)
 
 
 class Freshness(StrEnum):
@@ -74,7 +61,9 @@ class RegionView:
     threshold: int
     allowance: int  # what may still be sent before the next report to the fleet
     overloaded: bool  # it was at the threshold, and has not come down to where it resumes
-    credited: bool  # what the workers took since the reading makes room
+    credited: (
+        float  # part of what the workers should have taken since the reading that makes room: what is certain of it
+    )
     ttl_s: float
     under_way_max: int  # a Region that hangs holds up no more than this
 
@@ -96,7 +85,8 @@ class RegionView:
     @property
     def committed(self) -> float:
         """Messages that count against the threshold."""
-        return self.projected if self.credited else self.visible + self.own_since + self.others_since
+        without_drain = self.visible + self.own_since + self.others_since
+        return without_drain - self.credited * max(0.0, without_drain - self.projected)
 
     @property
     def probing(self) -> bool:
@@ -142,18 +132,21 @@ class RegionView:
 
 def weights(policy: Policy, views: Mapping[Region, RegionView], *, k: float, w0_s: float = W0_S) -> dict[Region, float]:
     """Return each Region's weight. `k`: messages, for `inverse-depth-smoothed`; `w0_s`: seconds."""
+    if policy is Policy.TWO_CHOICES:
+        return _two_choices(views)
+    return {region: _weight(policy, view, k, w0_s) * _static(view) for region, view in views.items()}
+
+
+def _weight(policy: Policy, view: RegionView, k: float, w0_s: float) -> float:
     match policy:
         case Policy.PROJECTED_WAIT:
-            plain = {r: v.capacity * v.drain / (v.wait_s + w0_s) for r, v in views.items()}
+            return view.capacity * view.drain / (view.wait_s + w0_s)
         case Policy.INVERSE_DEPTH:
-            plain = {r: 1.0 / (v.visible + 1) for r, v in views.items()}
+            return 1.0 / (view.visible + 1)
         case Policy.INVERSE_DEPTH_SMOOTHED:
-            plain = {r: 1.0 / (v.visible + k) for r, v in views.items()}
-        case Policy.TWO_CHOICES:
-            return _two_choices(views)
-        case Policy.FIXED:
-            plain = dict.fromkeys(views, 1.0)
-    return {r: w * _static(views[r]) for r, w in plain.items()}
+            return 1.0 / (view.visible + k)
+        case Policy.FIXED | Policy.TWO_CHOICES:
+            return 1.0
 
 
 def _static(view: RegionView) -> float:
@@ -161,7 +154,7 @@ def _static(view: RegionView) -> float:
 
 
 def _two_choices(views: Mapping[Region, RegionView]) -> dict[Region, float]:
-    """Return how likely each Region is to have the shorter wait of two drawn by their static weights; ties are shared."""
+    """Return how likely each Region has the shorter wait of two drawn by static weight; ties are shared."""
     if len(views) == 1:
         return dict.fromkeys(views, 1.0)
     chances = dict.fromkeys(views, 0.0)

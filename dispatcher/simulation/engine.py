@@ -1,7 +1,7 @@
 """Plays a scenario second by second, with the daemon's own board: readings that are late, reports, budgets, choices.
 
-Only what lies outside of the dispatcher is made up here: clients, queues, workers, and what SQS's counts show. A message
-waits from its arrival in the master queue until a worker takes it.
+Only what lies outside of the dispatcher is made up here: clients, queues, workers, and what SQS's counts show. A
+message waits from its arrival in the master queue until a worker takes it.
 """
 
 from collections import Counter, deque
@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from dispatcher.board import Board, RegionRules
-from dispatcher.loops.depths import OUT_OF_PLAY_S, READINGS_PER_TTL
-from dispatcher.model import Depth, Region
+from dispatcher.board import READINGS_PER_TTL, Board, RegionRules
+from dispatcher.loops.depths import OUT_OF_PLAY_S
+from dispatcher.model import Depth, Policy, Region
 from dispatcher.policy.drain import Drain
 from dispatcher.policy.fleet import Fleet, Report
-from dispatcher.policy.routing import Policy
 from dispatcher.simulation.scenarios import Pool, Scenario
 
 SLOTS = 1000  # the daemon's default
@@ -103,10 +102,12 @@ class _Region:
         self.queue = _Queue()
         self.queue.put(0, pool.backlog)
         self._returned = 0  # from lost workers: their first wait is over, and was counted
-        self._busy = 0
+        self._busy = pool.workers if pool.backlog else 0
         self._idle_s = 0
         self._awake_at = 0
-        self._shown: deque[Depth] = deque([Depth(pool.backlog, 0, 0)], maxlen=1 + round(lag_s))
+        # what waits at the start is what is left of more: workers were at it before
+        before = [round(pool.backlog and pool.backlog + pool.drain * ago) for ago in range(round(lag_s), -1, -1)]
+        self._shown = deque((Depth(visible, self._busy, 0) for visible in before), maxlen=len(before))
 
     @property
     def visible(self) -> int:
@@ -182,7 +183,7 @@ class _Dispatcher:
                 self._read_at[region] = now + self._scenario.reading_s * self._random.uniform(*spread)
                 self._last_read[region] = now
                 calls += 1 + self._report(item)
-        if held and self.board.wants_room():
+        if self.board.wants_room():
             calls += self._report(item)
         return calls
 
@@ -205,22 +206,23 @@ class _WrongDrain(Drain):
 
 
 def play(scenario: Scenario, policy: Policy, seed: int, progress: Callable[[int], None] = lambda _: None) -> Outcome:
-    """Return what the policy makes of the scenario; the same seed brings the same arrivals. `progress` hears of ticks."""
-    tick = 0
+    """Return what the policy makes of the scenario; the same seed brings the same. `progress` hears of the ticks."""
+    now = 0.0
     arrivals, choices = Random(f"{seed} arrivals"), Random(f"{seed} choices")
     outcome = Outcome(policy, depths_every_s=max(1, scenario.seconds // 600))
     regions = {
         region: _Region(pool, scenario.lag_s, Random(f"{seed} {region}")) for region, pool in scenario.regions.items()
     }
     dispatchers = [
-        _Dispatcher(f"d{n}", scenario, policy, choices, lambda: float(tick)) for n in range(scenario.dispatchers)
+        _Dispatcher(f"d{n}", scenario, policy, choices, lambda: now) for n in range(scenario.dispatchers)
     ]
     master = _Queue()
     item: dict[str, Report] = {}
     for tick in range(scenario.seconds):
-        held = master.count > 0
+        held, now = master.count > 0, float(tick)
         for dispatcher in dispatchers:
             outcome.aws_calls += dispatcher.look(regions, item, held)
+        now = tick + HALF_A_TICK_S  # what is sent in a second is in no reading that was asked for at its start
         master.put(tick, _poisson(scenario.rate(tick), arrivals))
         for turn in range(len(dispatchers)):
             dispatcher = dispatchers[(tick + turn) % len(dispatchers)]

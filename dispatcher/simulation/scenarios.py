@@ -85,6 +85,7 @@ BUILT_IN: Mapping[str, Scenario] = {
             "the largest Region falls to 10 % of its workers for 20 minutes",
             {**_UNEQUAL, _A: replace(_UNEQUAL[_A], left=_lost)},
             load=0.6,
+            seconds=10800,
         ),
         Scenario("burst", "two minutes of fivefold traffic every twenty", _UNEQUAL, load=0.6, shape=_bursts),
         Scenario("diurnal", "traffic that comes and goes like a day, in two hours", _UNEQUAL, load=0.6, shape=_day),
@@ -99,8 +100,9 @@ BUILT_IN: Mapping[str, Scenario] = {
             "many-regions",
             "thirty Regions of very different size",
             {Region(f"region-{n:02d}"): Pool(5 + 7 * (n % 10)) for n in range(30)},
+            seconds=3600,
         ),
-        Scenario("many-dispatchers", "64 dispatchers", _UNEQUAL, dispatchers=64, seconds=3600),
+        Scenario("many-dispatchers", "64 dispatchers", _UNEQUAL, dispatchers=64, seconds=1800),
         Scenario(
             "wrong-drain",
             "drain estimates forced wrong, by four times between two Regions",
@@ -120,8 +122,8 @@ BUILT_IN: Mapping[str, Scenario] = {
 def recorded(file: Path) -> Scenario:
     """Return what `dispatcher record` wrote as a scenario. Raises ConfigurationError if it cannot be one.
 
-    Arrivals are what all dispatchers sent, and each Region's workers do what they were seen to do while messages waited;
-    where none ever waited they can do what they did at most.
+    Arrivals are what all dispatchers sent. Each Region's workers do what they were seen to do while messages waited, or
+    at best, where none ever waited.
     """
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

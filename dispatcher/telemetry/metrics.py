@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from dispatcher.errors import Cause, Stage
-from dispatcher.model import Outcome, Priority, Region
+from dispatcher.model import Outcome, Policy, Priority, Region
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; `_created` series are in nobody's catalogue
 
@@ -15,6 +15,7 @@ AGES_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600
 CLAIM_OUTCOMES = ("claimed", "duplicate", "held", "taken_over", "own", "error")
 QUEUES = ("master", "regional", "master_dlq", "regional_dlq")
 STATES = ("visible", "in_flight", "delayed")
+RESCUE_OUTCOMES = ("moved", "copy_deleted", "left")
 ANSWERED, RETRIED = "ok", "retried"
 
 
@@ -80,6 +81,25 @@ class Metrics:
             "routing_model_error_ratio", "Error of the projected depths; 0 while the policy projects none."
         )
         self.policy_info = gauge("routing_policy_info", "1 for the policy in force.", "policy")
+        self.capacity = gauge("region_capacity_ratio", "Part of its usual workers that is left.", "target_region")
+        self.stalled = gauge("region_stalled", "1 while messages wait there and none is taken.", "target_region")
+        self.budget = gauge("region_budget_messages", "Messages that may still be sent there now.", "target_region")
+        self.fleet = gauge("fleet_dispatchers", "Dispatchers at work, this one included.")
+        self.fleet_unshared = gauge(
+            "fleet_unshared", "1 while the others' sends are not known, and their number alone is gone by."
+        )
+        self.shadow_share = gauge(
+            "shadow_region_share", "Share of new messages under the shadow policy.", "target_region"
+        )
+        self.shadow_choices = counter(
+            "shadow_choices_total", "Messages that the shadow policy would have sent there.", "target_region"
+        )
+        self.shadow_differences = counter(
+            "shadow_differences_total", "Messages that the shadow policy would have sent elsewhere."
+        )
+        self.rescued = counter(
+            "rescued_total", "Messages moved out of a Region that serves none.", "target_region", "outcome"
+        )
         self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency")
         self.in_flight = gauge("inflight_messages", "Messages held by this process.")
         self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.")
@@ -105,12 +125,18 @@ class Metrics:
             self.expected_wait.labels(region)
             self.drain_rate.labels(region)
             self.breaker_open.labels(region)
+            for series in (self.capacity, self.stalled, self.budget, self.shadow_share):
+                series.labels(region)
+            self.shadow_choices.labels(region)
+            for rescue in RESCUE_OUTCOMES:
+                self.rescued.labels(region, rescue)
         for queue in QUEUES:
             for region in [home] if queue.startswith("master") else regions:
                 for state in STATES:
                     self.queue_messages.labels(queue, region, state)
         self.breaker_open.labels("ledger")
-        self.policy_info.labels(policy).set(1)
+        for known in Policy:
+            self.policy_info.labels(known).set(known == policy)
         self.in_flight_limit.set(in_flight_limit)
         self.build_info.labels(version, revision, platform.python_version()).set(1)
 
@@ -131,6 +157,12 @@ class Metrics:
         series = self.ledger_duration.labels(operation) if is_ledger else self.sqs_duration.labels(operation, region)
         if seconds is not None:
             series.observe(seconds)
+
+    def shadow(self, chosen: Region, shadow: Region) -> None:
+        """Count a choice beside the one that the shadow policy would have made."""
+        self.shadow_choices.labels(shadow).inc()
+        if shadow != chosen:
+            self.shadow_differences.inc()
 
     def error(self, stage: Stage, cause: Cause) -> None:
         self.errors.labels(stage, cause).inc()

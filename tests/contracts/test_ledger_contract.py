@@ -17,6 +17,7 @@ from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud
 from dispatcher.errors import AmbiguousError, AwsError, LeaseLostError
 from dispatcher.model import (
+    Choice,
     Claimed,
     ClaimRequest,
     DifferentWork,
@@ -83,9 +84,13 @@ class Subject:
     lose_next: Callable[[str], None]
 
 
+def chosen(region: Region) -> Choice:
+    return Choice(region, "projected-wait", 1.5)
+
+
 def request(request_id: str, *, lease_s: float = 90.0, at: Time, region: Region = A, **changes: Any) -> ClaimRequest:
     message = replace(Message(request_id, "m", Priority.NORMAL, "work", 0), **changes)
-    return ClaimRequest(message, uuid4().hex, region, at.now() + lease_s, f"source-{uuid4().hex}")
+    return ClaimRequest(message, uuid4().hex, chosen(region), at.now() + lease_s, f"source-{uuid4().hex}")
 
 
 @pytest.fixture(params=["fake", "ministack-batched", "ministack-single", "moto-single"])
@@ -335,7 +340,7 @@ async def test_who_lost_the_claim_can_do_nothing_to_it(subject: Subject, ids: Id
     before = await subject.read(first.message.request_id)
     for change in (
         subject.one.confirm(old, "id"),
-        subject.one.retarget(old, B),
+        subject.one.retarget(old, chosen(B)),
         subject.one.renew(old, subject.time.now() + 500),
         subject.one.release(old),
         subject.one.release(old, rejected=True),
@@ -349,7 +354,7 @@ async def test_nothing_can_be_done_to_a_claim_that_was_never_written(subject: Su
     nobody = Claimed(ids(), uuid4().hex, A, subject.time.now() + 90)
     for change in (
         subject.one.confirm(nobody, "id"),
-        subject.one.retarget(nobody, B),
+        subject.one.retarget(nobody, chosen(B)),
         subject.one.renew(nobody, subject.time.now() + 500),
         subject.one.release(nobody),
     ):
@@ -364,7 +369,7 @@ async def test_a_dispatched_request_is_neither_released_nor_renewed_nor_retarget
     for change in (
         subject.one.release(claim),
         subject.one.renew(claim, subject.time.now() + 500),
-        subject.one.retarget(claim, B),
+        subject.one.retarget(claim, chosen(B)),
     ):
         with pytest.raises(LeaseLostError):
             await change
@@ -383,7 +388,7 @@ async def test_a_repeat_after_a_lost_answer_is_harmless(subject: Subject, ids: I
             case "confirm":
                 await subject.one.confirm(claim, "id")
             case "retarget":
-                assert await subject.one.retarget(claim, B) == replace(claim, region=B)
+                assert await subject.one.retarget(claim, chosen(B)) == replace(claim, region=B)
             case "renew":
                 assert await subject.one.renew(claim, until) == replace(claim, lease_end=until)
             case _:
@@ -457,7 +462,7 @@ async def test_an_item_is_remembered_for_the_retention_after_its_last_write(
         case "confirm":
             await subject.one.confirm(claim, "id")
         case "retarget":
-            await subject.one.retarget(claim, B)
+            await subject.one.retarget(claim, chosen(B))
         case "renew":
             await subject.one.renew(claim, subject.time.now() + 50)
         case "release":

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dispatcher.errors import LeaseLostError
-from dispatcher.model import ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from dispatcher.model import Choice, ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
 from tests.fakes.faults import Faults
 
 
@@ -74,10 +74,10 @@ class FakeLedger:
 
         await self.faults.call("confirm", work)
 
-    async def retarget(self, claim: Claimed, region: Region) -> Claimed:
+    async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         def work() -> Claimed:
-            self._put("retarget", replace(self._undecided(claim), region=region))
-            return replace(claim, region=region)
+            self._put("retarget", replace(self._undecided(claim), region=choice.region))
+            return replace(claim, region=choice.region)
 
         return await self.faults.call("retarget", work)
 

@@ -23,7 +23,19 @@ from dispatcher.loops.depths import DepthRefresher
 from dispatcher.loops.intake import Intake
 from dispatcher.loops.pulse import LedgerWatch
 from dispatcher.loops.visibility import VisibilityExtender
-from dispatcher.model import Attribute, ClaimAnswer, Claimed, ClaimRequest, Delivery, Lapsed, Outcome, Outgoing, Region
+from dispatcher.model import (
+    Attribute,
+    Choice,
+    ClaimAnswer,
+    Claimed,
+    ClaimRequest,
+    Delivery,
+    Lapsed,
+    Outcome,
+    Outgoing,
+    Policy,
+    Region,
+)
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.breaker import Breaker
 from dispatcher.telemetry.heartbeats import Heartbeats
@@ -71,8 +83,8 @@ class BreakingLedger:
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None:
         await self._learning(self.fake.confirm(claim, sqs_message_id))
 
-    async def retarget(self, claim: Claimed, region: Region) -> Claimed:
-        return await self._learning(self.fake.retarget(claim, region))
+    async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
+        return await self._learning(self.fake.retarget(claim, choice))
 
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
         return await self._learning(self.fake.renew(claim, lease_end))
@@ -118,6 +130,7 @@ class Process:
         slots: int = 100,
         pollers: int = 2,
         drain_s: float = 100.0,
+        policy: Policy = Policy.PROJECTED_WAIT,
         weights: Mapping[Region, float] | None = None,
         skew_s: float = 0.0,
         extends: bool = True,
@@ -144,6 +157,7 @@ class Process:
             slots=slots,
             random=self.random,
             now=now,
+            policy=policy,
         )
         self.ledger_breaker = Breaker()
         self.in_flight = InFlight(slots)
@@ -151,10 +165,11 @@ class Process:
         self.lifecycle = Lifecycle()
         self.heartbeats = Heartbeats(now)
         self.ledger = BreakingLedger(world.ledger, self._learn_of_ledger)
+        queues = {region: BreakingQueue(queue, self.board) for region, queue in world.regional.items()}
         self.pipeline = Pipeline(
             ledger=self.ledger,
             master=world.master,
-            regional={r: BreakingQueue(q, self.board) for r, q in world.regional.items()}.__getitem__,
+            regional=lambda region, _: queues[region],
             dead_letters=world.dead_letters,
             board=self.board,
             terms=world.terms,

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from dispatcher.errors import Cause
+from dispatcher.model import Policy
 from dispatcher.policy.breaker import BreakerState
 from dispatcher.policy.routing import Freshness
 from tests.fakes.faults import hangs, refused, slow
@@ -74,7 +75,7 @@ def test_a_region_that_cannot_be_read_keeps_its_last_depth_and_is_never_zero() -
     async def story() -> None:
         async with world(A, B) as here:
             here.regional[A].visible, here.regional[B].visible = 4000, 10
-            process = here.start()
+            process = here.start(policy=Policy.INVERSE_DEPTH)
             await here.until(lambda: len(process.board.shares()) == 2)
             here.regional[A].faults.always("depth", refused())
             await asyncio.sleep(110)
@@ -117,7 +118,7 @@ def test_a_reading_counts_from_when_it_was_asked_for() -> None:
             await here.empty()
             await here.until(lambda: all(20 < view.age_s < 40 for view in process.board.views().values()))
             await asyncio.sleep(20)
-            assert sum(view.sent_since for view in process.board.views().values()) == 40
+            assert sum(view.own_since for view in process.board.views().values()) == 40
 
     run_virtual(story())
 
@@ -140,7 +141,7 @@ def test_a_good_reading_half_opens_a_breaker_and_one_send_closes_it() -> None:
             here.regional[A].faults.clear("send")
             before = len(here.regional[A].departures)
             await here.until(lambda: process.board.view(A).breaker is BreakerState.HALF_OPEN, within_s=15)
-            assert process.board.view(A).budget <= 1, "one at a time, to see"
+            assert process.board.view(A).budget() <= 1, "one at a time, to see"
             for number in range(100, 140):
                 here.submit(f"r{number}")
             await here.until(lambda: process.board.view(A).breaker is BreakerState.CLOSED, within_s=10)

@@ -6,12 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.model import Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Message, Priority, Region
+from dispatcher.model import (
+    Choice,
+    Claimed,
+    ClaimRequest,
+    DifferentWork,
+    Duplicate,
+    Held,
+    Lapsed,
+    Message,
+    Priority,
+    Region,
+)
 from dispatcher.policy.claims import Record, State, judge
 
 A, B = Region("a"), Region("b")
 NOW = 1_000.0
-REQUEST = ClaimRequest(Message("id", "m", Priority.NORMAL, "work", 0), "mine", B, NOW + 90, "m-2")
+REQUEST = ClaimRequest(Message("id", "m", Priority.NORMAL, "work", 0), "mine", Choice(B, "fixed", 0.0), NOW + 90, "m-2")
 LIVE = Record("id", State.CLAIMED, "other", "1050.000", A, "work", 0, NOW + 1e6)
 """Another delivery's claim, 50 s to go."""
 OVER = replace(LIVE, lease_end="999.000")

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dispatcher.errors import Cause, Stage
-from dispatcher.model import Region
+from dispatcher.model import Policy, Region
 from dispatcher.telemetry.metrics import Metrics
 
 HOME, A, B = Region("us-east-1"), Region("eu-west-1"), Region("ap-south-1")
@@ -42,6 +42,17 @@ CATALOGUE: dict[str, tuple[str, set[str]]] = {
     "draining": ("gauge", set()),
     "holding": ("gauge", set()),
     "build_info": ("gauge", {"version", "revision", "python_version"}),
+}
+CATALOGUE |= {  # beyond the contract (decisions 35)
+    "region_capacity_ratio": ("gauge", {"target_region"}),
+    "region_stalled": ("gauge", {"target_region"}),
+    "region_budget_messages": ("gauge", {"target_region"}),
+    "fleet_dispatchers": ("gauge", set()),
+    "fleet_unshared": ("gauge", set()),
+    "shadow_region_share": ("gauge", {"target_region"}),
+    "shadow_choices_total": ("counter", {"target_region"}),
+    "shadow_differences_total": ("counter", set()),
+    "rescued_total": ("counter", {"target_region", "outcome"}),
 }
 INFORMATION = {"routing_policy_info", "build_info", "inflight_limit"}  # which say something from the start
 ESTIMATES = {"region_expected_wait_seconds", "region_drain_per_second", "routing_model_error_ratio"}
@@ -108,7 +119,8 @@ REGIONS = (A, B)
         ("region_expected_wait_seconds", [REGIONS]),
         ("region_drain_per_second", [REGIONS]),
         ("breaker_open", [("ledger", *REGIONS)]),
-        ("routing_policy_info", [("inverse-depth",)]),
+        ("routing_policy_info", [tuple(Policy)]),
+        ("rescued_total", [("moved", "copy_deleted", "left"), REGIONS]),
     ],
 )
 def test_every_label_value_exists_from_the_start(
@@ -145,7 +157,8 @@ def test_an_estimate_is_zero_or_openly_unknown_until_there_is_one(registry: Coll
 
 @pytest.mark.parametrize("name", sorted(INFORMATION))
 def test_what_informs_says_so_from_the_start(registry: CollectorRegistry, name: str) -> None:
-    assert {sample.value for sample in families(registry)[name].samples} == {7.0 if name == "inflight_limit" else 1.0}
+    values = {sample.value for sample in families(registry)[name].samples}
+    assert values == {"inflight_limit": {7.0}, "routing_policy_info": {0.0, 1.0}}.get(name, {1.0})
 
 
 def test_the_exposition_parses_as_text_and_as_openmetrics(registry: CollectorRegistry) -> None:

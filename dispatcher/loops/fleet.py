@@ -1,0 +1,56 @@
+"""Tells the other dispatchers what was sent, and hears from them: at each depth reading, and when room runs short."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from dispatcher.board import Board
+from dispatcher.errors import AwsError, Stage
+from dispatcher.policy.fleet import Report
+from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+LOOK_S = 0.1
+SOONER_S = 1.0  # between two reports, when room runs short
+STUCK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetReporter:
+    """One report at a time, so that each is answered before the next is made."""
+
+    board: Board
+    exchange: Callable[[Report, Sequence[str]], Awaitable[Mapping[str, Report]]]
+    metrics: Metrics
+    heartbeats: Heartbeats
+    now: Callable[[], float]  # loop time
+    interval_s: float
+
+    async def run(self) -> None:
+        """Run until cancelled. While no report gets through, the last known number of dispatchers is gone by."""
+        self.heartbeats.expect("fleet", self.interval_s + STUCK_S)
+        while True:
+            self.heartbeats.beat("fleet")
+            readings, reported_at = self.board.readings, self.now()
+            await self.report()
+            while self.board.readings == readings and not self._short(reported_at):
+                if self.now() >= reported_at + self.interval_s:
+                    break
+                await asyncio.sleep(LOOK_S)
+
+    async def report(self, *, gone: bool = False) -> None:
+        """Report once. `gone`: for the last time."""
+        try:
+            others = await self.exchange(self.board.report(gone=gone), self.board.forgotten())
+        except AwsError as fault:
+            self.metrics.error(Stage.ROUTE, fault.cause)
+            log.warning("fleet.unreported", fault=str(fault))
+        else:
+            self.board.learn_fleet(others)
+
+    def _short(self, reported_at: float) -> bool:
+        return self.now() >= reported_at + min(SOONER_S, self.interval_s) and self.board.wants_room()
