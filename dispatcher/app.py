@@ -26,12 +26,14 @@ from dispatcher.lifecycle import Lifecycle, Phase
 from dispatcher.loops.depths import DepthRefresher, QueueGauges
 from dispatcher.loops.fleet import FleetReporter
 from dispatcher.loops.intake import Intake
+from dispatcher.loops.interruptions import InterruptionWatch
 from dispatcher.loops.pulse import LedgerWatch, Pulse
 from dispatcher.loops.visibility import VisibilityExtender
 from dispatcher.model import Depth, Outcome, Priority, Region
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
+from dispatcher.rescue import VISIBILITY_S, Rescue
 from dispatcher.settings import Settings
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -151,6 +153,7 @@ class _App:
                 rules = settings.regions[region]
                 return queues[region, rules.queues.get(priority, rules.queue_url)]
 
+            watches: list[_Loop] = []
             adapters: list[_Adapter] = [ledger, master, *queues.values(), *([dead_letters] if dead_letters else [])]
             for adapter in adapters:
                 await stack.enter_async_context(adapter)
@@ -190,7 +193,56 @@ class _App:
                 poll_limit_s=wait_s + 60.0,
                 drain_s=settings.drain_timeout_seconds,
             )
+            if settings.interruption_queue_url:
+                listening = await clients.open("sqs", self.home, pool=2, attempts=1, read_timeout_s=wait_s + 10.0)
+                warnings = MasterQueue(
+                    settings.interruption_queue_url,
+                    listening,
+                    home,
+                    wait_s=wait_s,
+                    visibility_s=settings.visibility_seconds,
+                )
+                adapters.append(await stack.enter_async_context(warnings))
+                watches.append(
+                    InterruptionWatch(
+                        warnings.receive,
+                        warnings.acknowledge,
+                        {region: rules.instances for region, rules in settings.regions.items()},
+                        self.board,
+                        self.heartbeats,
+                        self.metrics,
+                        self.random,
+                        wait_s + 60.0,
+                        self.now,
+                    )
+                )
+            if settings.rescue:
+                consumers = {
+                    region: [
+                        await stack.enter_async_context(
+                            MasterQueue(url, senders[region], senders[region], wait_s=0, visibility_s=VISIBILITY_S)
+                        )
+                        for url in rules.queue_urls
+                    ]
+                    for region, rules in settings.regions.items()
+                }
+                adapters += [consumer for several in consumers.values() for consumer in several]
+                watches.append(
+                    Rescue(
+                        ledger=ledger,
+                        consumers=consumers.__getitem__,
+                        regional=regional,
+                        board=self.board,
+                        terms=self.terms,
+                        clock=self.clock,
+                        metrics=self.metrics,
+                        heartbeats=self.heartbeats,
+                        random=self.random,
+                        fair=settings.fair_queues,
+                    )
+                )
             loops: list[_Loop] = [
+                *watches,
                 VisibilityExtender(pipeline, self.in_flight, self.heartbeats, self.metrics),
                 self._depth_refresher(senders),
                 self._queue_gauges(home, senders, dead_letter_url),
@@ -205,7 +257,16 @@ class _App:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self.settings
-        probes = Probes(self.heartbeats.stuck, self._unready, self._status, self.registry, self.pulse.show)
+        token = settings.http_token.get_secret_value() if settings.http_token else None
+        probes = Probes(
+            self.heartbeats.stuck,
+            self._unready,
+            self._status,
+            self.registry,
+            self.pulse.show,
+            token,
+            self._put_capacity,
+        )
         try:
             port = await stack.enter_async_context(probes.serve(settings.http_host, settings.http_port))
         except OSError as fault:
@@ -332,6 +393,14 @@ class _App:
             "in_flight_limit": self.in_flight.limit,
             "totals": self._totals(),
         }
+
+    def _put_capacity(self, region: str, left: float) -> bool:
+        known = Region(region)
+        if known not in self.settings.regions:
+            return False
+        self.board.capacity(known).put(left, self.now())
+        log.warning("capacity.reported", region=region, capacity=left)
+        return True
 
     def _totals(self) -> dict[str, int]:
         def value(name: str, **labels: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from dispatcher.inflight import Flight
 from dispatcher.model import Choice, Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import Breaker, BreakerState
-from dispatcher.policy.capacity import Capacity, remaining
+from dispatcher.policy.capacity import Capacity, remaining, together
 from dispatcher.policy.drain import Drain, estimates
 from dispatcher.policy.fleet import Fleet, Point, Report
 from dispatcher.policy.projection import Projection, Sends
@@ -56,6 +56,7 @@ class _Place:
     overloaded: bool = False  # until it is down to where it resumes
     upto: int = 0  # own messages, ever: the total that the fleet leaves to us
     asked: int = 0  # what we said in our last report that it might become
+    rescuing_since: float | None = None  # when we first wished to move its waiting messages elsewhere
     at_report: int = 0  # own messages, ever, at our last report
 
     @property
@@ -139,7 +140,8 @@ class Board:
         place = self._places[region]
         self.readings += 1
         place.known_at, place.own_shown = begun
-        place.projection.post(depth, place.known_at)
+        disturbed = place.rescuing_since is not None or (self._fleet is not None and region in self._fleet.rescuing)
+        place.projection.post(depth, place.known_at, disturbed=disturbed)
         place.own.forget(place.known_at - self._lag_s - self._ttl_s)
         place.breaker.answered()
         self._reckon([place])
@@ -186,7 +188,7 @@ class Board:
         self.notify()
 
     def capacity(self, region: Region) -> Capacity:
-        """Whoever knows what is left of a Region's workers may say so here."""
+        """Whoever knows what is left of a Region's workers may say so here; our reports tell the other dispatchers."""
         return self._places[region].capacity
 
     # --- the fleet ----------------------------------------------------------------------------------------------
@@ -217,6 +219,7 @@ class Board:
             upto={region: place.asked for region, place in places},
             drains={region: place.drain.busy for region, place in places if place.drain.confident},
             capacity={region: place.capacity.now(now) for region, place in places},
+            rescuing=frozenset(region for region, place in places if place.rescuing_since is not None),
             gone=gone,
         )
 
@@ -254,6 +257,24 @@ class Board:
         short = [r for r, p in self._places.items() if p.upto - p.own.total - p.booked < BATCH // 2]
         views = map(self.view, short)
         return any(view.live and view.allowance < min(BATCH // 2, view.threshold - view.committed) for view in views)
+
+    def rescuable(self) -> list[Region]:
+        """Return the Regions whose waiting messages may be moved elsewhere now: none of them is taken there.
+
+        The other dispatchers hear of it first, so that what is moved does not look to them like what workers take.
+        """
+        ready = []
+        for region, place in self._places.items():
+            reading = place.projection.reading
+            if not (place.drain.stalled and reading and reading.visible):
+                place.rescuing_since = None
+                continue
+            if place.rescuing_since is None:
+                place.rescuing_since = self._now()
+            told_s = 2 * self._ttl_s / READINGS_PER_TTL if self.dispatchers() > 1 else 0.0
+            if self._now() - place.rescuing_since >= told_s:
+                ready.append(region)
+        return ready
 
     # --- choosing -----------------------------------------------------------------------------------------------
 
@@ -321,7 +342,7 @@ class Board:
         """
         here = flight.region
         able = region in self.serving(model) and region not in flight.refused_by
-        if able and self._places[region].breaker.trusted and (here == region or region in self.shares()):
+        if able and self._places[region].breaker.trusted and (here == region or self.view(region).budget() > 0):
             self._move(flight, region)
         else:
             self.book(flight, model, without=[region, *flight.refused_by])
@@ -400,7 +421,7 @@ class Board:
 
     def _capacity(self, region: Region, place: _Place, now: float) -> float:
         reported = self._fleet.lost(region) if self._fleet else []
-        return min([place.capacity.now(now), *(remaining(left, now - at) for left, at in reported)])
+        return together([place.capacity.now(now), *(remaining(left, now - at) for left, at in reported)])
 
     def views(self) -> dict[Region, RegionView]:
         return {region: self.view(region) for region in self._places}
@@ -437,10 +458,10 @@ class Board:
             for region, view in views.items()
         }
 
-    def room(self) -> int:
-        """Messages that may be routed now, over all Regions."""
+    def room(self, without: Collection[Region] = ()) -> int:
+        """Messages that may be routed now, over all Regions but these."""
         views = self.views()
-        return sum(views[region].budget() for region in shares(views, self.policy, k=self._k))
+        return sum(views[region].budget() for region in shares(views, self.policy, k=self._k, without=without))
 
     def out_of_play(self, region: Region) -> bool:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""

@@ -239,6 +239,116 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
     sys.exit(0 if any(values["depth"] is not None for values in regions.values()) else 1)
 
 
+@main.command()
+@click.argument("scenario", default="unequal")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed brings the same arrivals.")
+@click.option("--policy", "names", multiple=True, help="Only this one; may be repeated.  [default: all]")
+@click.option("--minutes", type=click.IntRange(min=1), help="Of simulated time.  [default: the scenario's own]")
+@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="What 'dispatcher record' wrote.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: FILE.png or .svg.")
+@_json
+def simulate(
+    scenario: str,
+    seed: int,
+    names: tuple[str, ...],
+    minutes: int | None,
+    file: Path | None,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare routing policies off-line, with the daemon's own code: how long would messages have waited?
+
+    \b
+    SCENARIO is one of: equal, unequal, spot-loss, burst, diurnal, cold-start, many-regions,
+    many-dispatchers, wrong-drain, snapshot, recorded.
+    Example: dispatcher simulate spot-loss --plot spot-loss.svg
+    """
+    from dataclasses import replace
+
+    from dispatcher.model import Policy
+    from dispatcher.simulation import report
+    from dispatcher.simulation.engine import play
+    from dispatcher.simulation.scenarios import BUILT_IN, RECORDING, recorded
+
+    try:
+        policies = [Policy(name) for name in names] or list(Policy)
+    except ValueError as unknown:
+        raise click.UsageError(f"{unknown}; there are {', '.join(Policy)}") from unknown
+    if scenario == "recorded":
+        try:
+            chosen = recorded(file or RECORDING)
+        except ConfigurationError as fault:
+            _fail(str(fault))
+    elif file is not None:
+        raise click.UsageError("--file is for the scenario 'recorded'")
+    elif scenario in BUILT_IN:
+        chosen = BUILT_IN[scenario]
+    else:
+        raise click.UsageError(f"no scenario {scenario!r}; there are {', '.join(BUILT_IN)} and recorded")
+    if minutes:
+        chosen = replace(chosen, seconds=minutes * 60)
+    outcomes = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for policy in policies:
+            bar = progress.add_task(policy, total=chosen.seconds)
+            outcomes.append(play(chosen, policy, seed, lambda tick, bar=bar: progress.update(bar, completed=tick)))  # type: ignore[misc]  # mypy knows no default of a lambda
+            progress.update(bar, completed=chosen.seconds)
+    if picture:
+        try:
+            report.plot(chosen, outcomes, picture)
+        except DispatcherError as fault:
+            _fail(str(fault))
+    if as_json:
+        _print_json(report.values(chosen, seed, outcomes))
+    else:
+        Console().print(report.table(chosen, outcomes))
+        if picture:
+            click.echo(f"drawn in {picture}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, writable=True))
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=60.0, show_default=True, help="How long.")
+@click.option("--every", "every_s", type=click.FloatRange(min=0.5), default=15.0, show_default=True, help="Seconds.")
+@_config
+@_json
+def record(file: Path, minutes: float, every_s: float, config: Path | None, as_json: bool) -> None:
+    """Write down what a live system does, for 'dispatcher simulate recorded --file FILE'. Ctrl-C ends it early.
+
+    \b
+    Example: dispatcher record monday.jsonl --minutes 120
+    """
+    from dispatcher.commands.record import record as write
+
+    settings = _loaded(load, config)
+    frames = int(minutes * 60 / every_s) + 1
+    written = 0
+    missing: int | None = None
+    try:
+        with (
+            file.open("w", encoding="utf-8") as out,
+            Progress(console=Console(stderr=True), transient=True) as progress,
+        ):
+            bar = progress.add_task("recording", total=frames)
+
+            def wrote() -> None:
+                nonlocal written
+                written += 1
+                progress.advance(bar)
+
+            missing = _with_clients(
+                lambda clients: write(settings, clients, out, seconds=minutes * 60, every_s=every_s, wrote=wrote)
+            )
+    except KeyboardInterrupt:
+        click.echo("dispatcher: ended early", err=True)
+    except OSError as fault:
+        _fail(f"{file}: {fault.strerror}")
+    if as_json:
+        _print_json({"file": str(file), "frames": written, "frames_with_a_region_missing": missing})
+    else:
+        click.echo(f"{written} frames in {file}" + (f"; {missing} lack a Region" if missing else ""))
+
+
 def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:
     try:
         return loader(config)

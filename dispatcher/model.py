@@ -166,3 +166,38 @@ class Lapsed:
 
 
 ClaimAnswer = Claimed | Duplicate | Held | DifferentWork | Lapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Our intent, in the ledger until `lease_end` (epoch seconds), to move a dispatched request to another Region."""
+
+    request_id: str
+    token: str
+    source: Region
+    choice: Choice
+    lease_end: float
+
+
+@dataclass(frozen=True, slots=True)
+class LapsedMove:
+    """Somebody's intent that is over; a copy may already be in `region`. `until` is spelt as in the ledger."""
+
+    token: str
+    until: str
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The request is dispatched to another Region: a copy here is one too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmovable:
+    """It is not for us to move, or not now."""
+
+    why: str
+
+
+MoveAnswer = Move | LapsedMove | Elsewhere | Unmovable

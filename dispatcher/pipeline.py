@@ -432,16 +432,8 @@ class Pipeline:
             flight.step = Step.SENDING
 
         delivery = flight.delivery
-        ours = [
-            ("dispatcher.request_id", Attribute("String", message.request_id)),
-            ("dispatcher.region", Attribute("String", claim.region)),
-            ("dispatcher.source_message_id", Attribute("String", delivery.message_id)),
-            ("dispatcher.dispatched_at", Attribute("String", _rfc_3339(self.clock.now()))),
-            ("dispatcher.attempt", Attribute("Number", str(delivery.receives))),
-        ]
-        attributes = forwarded(delivery.body, delivery.attributes, ours)
-        tenant = group(message.tenant) if self.fair and message.tenant else None
-        return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
+        ours = attributes_of(message, claim.region, delivery.message_id, self.clock.now(), delivery.receives)
+        return outgoing(message, delivery, ours, departs, fair=self.fair)
 
     async def _until_answered[**P, T](
         self, flight: Flight, stage: Stage, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -470,6 +462,33 @@ class Pipeline:
     def _send_failed(self, message: Message, region: Region, fault: AwsError) -> None:
         self.metrics.error(Stage.SEND, fault.cause)
         log.warning("send.failed", request_id=message.request_id, region=region, fault=str(fault))
+
+
+def attributes_of(
+    message: Message, region: Region, source_message_id: str, now: float, attempt: int
+) -> list[tuple[str, Attribute]]:
+    """Return our own attributes (contract §1), the most useful first; `now` in epoch seconds."""
+    return [
+        ("dispatcher.request_id", Attribute("String", message.request_id)),
+        ("dispatcher.region", Attribute("String", region)),
+        ("dispatcher.source_message_id", Attribute("String", source_message_id)),
+        ("dispatcher.dispatched_at", Attribute("String", _rfc_3339(now))),
+        ("dispatcher.attempt", Attribute("Number", str(attempt))),
+    ]
+
+
+def outgoing(
+    message: Message,
+    delivery: Delivery,
+    ours: list[tuple[str, Attribute]],
+    departs: Callable[[], None],
+    *,
+    fair: bool,
+) -> Outgoing:
+    """Return the message as it goes to a Region: the body as it came, the client's attributes, and ours."""
+    attributes = forwarded(delivery.body, delivery.attributes, ours)
+    tenant = group(message.tenant) if fair and message.tenant else None
+    return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
 
 
 def _now() -> float:

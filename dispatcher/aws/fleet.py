@@ -66,6 +66,7 @@ class FleetItem:
             "upto": report.upto,
             "drains": {region: round(rate, 4) for region, rate in report.drains.items()},
             "capacity": {region: round(left, 4) for region, left in report.capacity.items()},
+            "rescuing": sorted(report.rescuing),
             "gone": report.gone,
         }
         return {"M": {"number": {"N": str(self._number)}, "report": {"S": json.dumps(words, separators=(",", ":"))}}}
@@ -94,5 +95,6 @@ def _report(words: Mapping[str, Any], ahead: float) -> Report:
         upto=counts("upto"),
         drains=rates("drains"),
         capacity=rates("capacity"),
+        rescuing=frozenset(Region(region) for region in words["rescuing"]),
         gone=bool(words["gone"]),
     )

@@ -11,7 +11,7 @@ Every write but the first names the token of the claim that it changes: who lost
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
 from dispatcher.aws.clients import Caller
@@ -20,8 +20,21 @@ from dispatcher.clock import Clock
 from dispatcher.errors import AmbiguousError, AwsError, Cause, LeaseLostError, RefusedError
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
-from dispatcher.model import Choice, ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
-from dispatcher.policy.claims import Record, State, judge
+from dispatcher.model import (
+    Choice,
+    ClaimAnswer,
+    Claimed,
+    ClaimRequest,
+    DifferentWork,
+    Duplicate,
+    Held,
+    Lapsed,
+    LapsedMove,
+    Move,
+    MoveAnswer,
+    Region,
+)
+from dispatcher.policy.claims import Record, State, Whereabouts, judge, judge_move
 from dispatcher.telemetry.metrics import Metrics
 
 STATEMENTS_MAX = 25  # DynamoDB: statements a batch (BatchExecuteStatement reference)
@@ -34,6 +47,7 @@ _REFUSED_CODES = {
     "DuplicateItem",
     "DuplicateItemException",
 }
+_MOVE_NAMES = {"#mover": "mover", "#to": "moving_to", "#until": "moving_until"}
 _PROBE_KEY = "\x00probe"  # no request has it: ids are printable
 
 
@@ -152,6 +166,83 @@ class Ledger:
             {":to": {"S": state}, ":zero": {"N": "0"}},
             {"#lease": "lease_end", "#region": "region"},
         )
+
+    # --- moves -------------------------------------------------------------------------------------------------
+
+    async def begin_move(self, move: Move, over: LapsedMove | None = None) -> MoveAnswer:
+        """dispatched in A → the same, being moved to B; on condition that nobody moves it, or just `over` did.
+
+        Safe to repeat: our own intent is recognised by its token. Raises AwsError.
+        """
+        free = "attribute_not_exists(#mover) OR #mover = :token"
+        if over:
+            free = "#mover = :token OR (#mover = :old AND #until = :old_until)"
+        values = {
+            ":token": {"S": move.token},
+            ":to": {"S": move.choice.region},
+            ":until": {"N": _number(move.lease_end)},
+            ":dispatched": {"S": State.DISPATCHED},
+            ":source": {"S": move.source},
+            ":now": {"N": _number(self._clock.now())},
+        }
+        if over:
+            values |= {":old": {"S": over.token}, ":old_until": {"N": over.until}}
+        try:
+            await self._write(
+                "update_item",
+                Key={"request_id": {"S": move.request_id}},
+                UpdateExpression="SET #mover = :token, #to = :to, #until = :until",
+                ConditionExpression=f"#state = :dispatched AND #region = :source AND #expires > :now AND ({free})",
+                ExpressionAttributeNames=_MOVE_NAMES
+                | {"#state": "state", "#region": "region", "#expires": "expires_at"},
+                ExpressionAttributeValues=values,
+            )
+        except _ConditionError as refusal:
+            return judge_move(_whereabouts(refusal.item or {}), move, self._clock.now())
+        return move
+
+    async def end_move(self, move: Move, sqs_message_id: str) -> None:
+        """dispatched in A, being moved → dispatched in B. Raises LeaseLostError if the move is not ours any more."""
+        chosen = _chosen(move.choice)
+        sets = ", ".join(f"#{name} = :{name}" for name in chosen)
+        now = self._clock.now()
+        try:
+            await self._write(
+                "update_item",
+                Key={"request_id": {"S": move.request_id}},
+                UpdateExpression=(
+                    f"SET {sets}, #id = :id, #from = :from, #at = :at, #expires = :expires REMOVE #mover, #to, #until"
+                ),
+                ConditionExpression="#mover = :token",
+                ExpressionAttributeNames=_MOVE_NAMES
+                | {f"#{name}": name for name in chosen}
+                | {"#id": "sqs_message_id", "#from": "moved_from", "#at": "moved_at", "#expires": "expires_at"},
+                ExpressionAttributeValues={
+                    **{f":{name}": value for name, value in chosen.items()},
+                    ":token": {"S": move.token},
+                    ":id": {"S": sqs_message_id or "-"},
+                    ":from": {"S": move.source},
+                    ":at": {"N": _number(now)},
+                    ":expires": {"N": str(int(now + self._retention_s))},
+                },
+            )
+        except _ConditionError as refusal:
+            item = refusal.item or {}
+            ours = (_text(item, "region", "S"), _text(item, "sqs_message_id", "S"))
+            if ours != (move.choice.region, sqs_message_id or "-"):  # else it was written, and the answer lost
+                raise LeaseLostError("the move is another's") from refusal
+
+    async def abandon_move(self, move: Move) -> None:
+        """Take our intent back, because certainly no other Region has it. Raises AwsError."""
+        with suppress(_ConditionError):  # it is another's by now, or was never written
+            await self._write(
+                "update_item",
+                Key={"request_id": {"S": move.request_id}},
+                UpdateExpression="REMOVE #mover, #to, #until",
+                ConditionExpression="#mover = :token",
+                ExpressionAttributeNames=_MOVE_NAMES,
+                ExpressionAttributeValues={":token": {"S": move.token}},
+            )
 
     async def ping(self) -> None:
         """Return if the table answers reads; raise AwsError."""
@@ -373,20 +464,32 @@ def _chosen(choice: Choice) -> dict[str, dict[str, str]]:
     }
 
 
-def _record(item: Mapping[str, Any]) -> Record:
-    def text(name: str, kind: str, otherwise: str) -> str:
-        return str((item.get(name) or {}).get(kind, otherwise))
+def _text(item: Mapping[str, Any], name: str, kind: str, otherwise: str = "") -> str:
+    return str((item.get(name) or {}).get(kind, otherwise))
 
-    region = text("region", "S", "")
+
+def _record(item: Mapping[str, Any]) -> Record:
+    region = _text(item, "region", "S")
     return Record(
-        request_id=text("request_id", "S", ""),
-        state=text("state", "S", ""),
-        token=text("owner", "S", ""),
-        lease_end=text("lease_end", "N", "0"),
+        request_id=_text(item, "request_id", "S"),
+        state=_text(item, "state", "S"),
+        token=_text(item, "owner", "S"),
+        lease_end=_text(item, "lease_end", "N", "0"),
         region=Region(region) if region else None,
-        work=text("work", "S", ""),
-        generation=int(float(text("generation", "N", "0"))),
-        expires_at=float(text("expires_at", "N", "inf")),
+        work=_text(item, "work", "S"),
+        generation=int(float(_text(item, "generation", "N", "0"))),
+        expires_at=float(_text(item, "expires_at", "N", "inf")),
+    )
+
+
+def _whereabouts(item: Mapping[str, Any]) -> Whereabouts:
+    return Whereabouts(
+        state=_text(item, "state", "S"),
+        region=_text(item, "region", "S"),
+        mover=_text(item, "mover", "S"),
+        moving_to=_text(item, "moving_to", "S"),
+        moving_until=_text(item, "moving_until", "N", "0"),
+        expires_at=float(_text(item, "expires_at", "N", "inf")),
     )
 
 

@@ -5,6 +5,7 @@ at once, and is forgotten by half every five minutes.
 """
 
 import math
+from collections.abc import Iterable
 
 LEAST = 0.1
 HALF_LIFE_S = 300.0  # routing.md §3
@@ -26,6 +27,11 @@ class Capacity:
     def lose(self, share: float, now: float) -> None:
         """An interruption takes this share of what is left."""
         self.put(self.now(now) * (1.0 - share), now)
+
+
+def together(parts: Iterable[float]) -> float:
+    """Return what is left after losses that different dispatchers heard of."""
+    return max(LEAST, math.prod(parts))
 
 
 def remaining(left: float, seconds: float) -> float:

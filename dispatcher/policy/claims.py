@@ -6,7 +6,19 @@ The order of the checks is decisions.md 5: each closes a way to lose a message o
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dispatcher.model import Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from dispatcher.model import (
+    Claimed,
+    ClaimRequest,
+    DifferentWork,
+    Duplicate,
+    Elsewhere,
+    Held,
+    Lapsed,
+    LapsedMove,
+    Move,
+    Region,
+    Unmovable,
+)
 
 
 class State(StrEnum):
@@ -49,3 +61,30 @@ def judge(old: Record, request: ClaimRequest, now: float) -> Claimed | Duplicate
     if float(old.lease_end) <= now:  # claimed, or a state that only a newer version knows
         return Lapsed(old.state, old.token, old.lease_end, old.region)
     return Held(float(old.lease_end))
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What an item says of where its request is, and of who moves it where."""
+
+    state: str
+    region: str
+    mover: str
+    moving_to: str
+    moving_until: str
+    expires_at: float
+
+
+def judge_move(old: Whereabouts, move: Move, now: float) -> Move | LapsedMove | Elsewhere | Unmovable:
+    """Return what becomes of a move, given the item that refused it, at `now` (epoch seconds, corrected)."""
+    if old.state != State.DISPATCHED or old.expires_at <= now:
+        return Unmovable(f"the ledger says {old.state or 'nothing'}")
+    if old.region != move.source:
+        return Elsewhere()
+    if old.mover == move.token:
+        return move
+    if not old.mover:
+        return Unmovable("it changed meanwhile")
+    if float(old.moving_until) > now:
+        return Unmovable("another dispatcher moves it")
+    return LapsedMove(old.mover, old.moving_until, Region(old.moving_to))

@@ -30,6 +30,8 @@ OUTGROWN, GROWTH = 0.85, 1.1
 """Taking the first part of the estimate with nothing waiting shows that more is possible: it grows by the second."""
 COLLAPSED = 0.5
 """A Region that falls behind at less than this part of its estimate is believed at once: doubting it costs more."""
+DISTURBANCE = 50
+"""Messages that were moved and not yet reported: fewer than these are no sign of work."""
 REMEMBERED = 10
 """Readings that count as of late."""
 IDLE_MESSAGES = 5.0
@@ -68,17 +70,32 @@ class Drain:
         """What the workers were seen to do, and nothing assumed; 0 while they do nothing."""
         return 0.0 if self.stalled else self.busy if self.confident else self.least
 
-    def learn(self, old: Depth, new: Depth, sent: float, seconds: float, expected: float, projected: float) -> None:
+    def learn(
+        self,
+        old: Depth,
+        new: Depth,
+        sent: float,
+        seconds: float,
+        expected: float,
+        projected: float,
+        *,
+        disturbed: bool = False,
+    ) -> None:
         """Take two readings `seconds` apart with `sent` messages sent between.
 
         `expected` is the drain in force, and `projected` the messages that should wait by now if it were right.
+        `disturbed`: messages are being moved out, and a few of those may look like work.
         """
         if seconds <= 0:
+            return
+        if disturbed:
+            self.stalled = self.stalled and sent - (_all(new) - _all(old)) < DISTURBANCE
             return
         waiting = min(old.visible, new.visible)
         taken = max(0.0, sent - (_all(new) - _all(old)))
         self._look_for_stall(old, new, waiting, taken, seconds, expected)
-        self._best.append((taken - SIGMAS * sqrt(taken)) / seconds)
+        if taken or waiting:  # else nobody was asked to do anything
+            self._best.append((taken - SIGMAS * sqrt(taken)) / seconds)
         some = max(2.0, BUSY_SHARE * taken)
         # workers that fell behind were busy from where they did, though nothing waited at first
         fell_behind = new.visible >= some and new.visible / 2 >= projected + SIGMAS * sqrt(max(sent, 0.0) + taken)

@@ -37,6 +37,7 @@ class Report:
     upto: Mapping[Region, int]
     drains: Mapping[Region, float]  # messages per second that it believes a Region's workers take
     capacity: Mapping[Region, float]
+    rescuing: frozenset[Region] = frozenset()  # out of which it moves messages
     gone: bool = False  # it has ended
 
 
@@ -59,6 +60,7 @@ class Fleet:
         self._peer_rates: dict[str, dict[Region, float]] = {}
         self._lost: dict[Region, list[tuple[float, float]]] = {}
         self.drains: dict[Region, float] = {}  # what the others believe of each Region's workers, on average
+        self.rescuing: set[Region] = set()  # out of which others move messages
         self.known = 0  # how many others were at work when last learnt
 
     def learn(self, reports: Mapping[str, Report], now: float) -> None:
@@ -74,6 +76,7 @@ class Fleet:
             self._last[name] = report
         self.learned_at = now
         self.known = self.live(now)
+        self.rescuing = {r for name, said in self._last.items() if self._is_live(name, now) for r in said.rescuing}
         self.drains = _means(report.drains for report in self._last.values())
         self._lost = {
             region: [(left, report.now.at) for report in self._last.values() if (left := report.capacity[region]) < 1.0]
@@ -116,7 +119,7 @@ class Fleet:
         )
 
     def lost(self, region: Region) -> list[tuple[float, float]]:
-        """Return the parts of its workers that others say are left there, each with the time when it was so."""
+        """Return the parts of its workers that others know to be left there, each with the time when it was so."""
         return self._lost.get(region, [])
 
     def _is_live(self, name: str, now: float) -> bool:

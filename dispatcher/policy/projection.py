@@ -94,8 +94,11 @@ class Projection:
         self._others_rate = 0.0
         self._others_shown = 0.0  # what they had sent at `shown_at`
 
-    def post(self, depth: Depth, asked_at: float) -> None:
-        """Take a reading; learn what the workers took since an earlier one, and how wrong the projection was."""
+    def post(self, depth: Depth, asked_at: float, *, disturbed: bool = False) -> None:
+        """Take a reading; learn what the workers took since an earlier one, and how wrong the projection was.
+
+        `disturbed`: dispatchers move messages out of the queue, which others cannot tell from work for a moment.
+        """
         shown_at = asked_at - self._lag_s
         if self._learnt is None:
             self._learnt = shown_at, depth
@@ -105,10 +108,10 @@ class Projection:
             sent = self._own.at(shown_at) - self._own.at(since) + self._others(shown_at) - self._others(since)
             self.inflow = max(0.0, sent / seconds)
             actual, projected = _waiting(depth), self._replay(_waiting(old), since, shown_at)
-            if self.drain.confident:
+            if self.drain.confident and not disturbed:
                 scale = max(SMALL, OF_FLOW * self.drain_rate * seconds, OF_DEPTH * actual)
                 self._errors.append((actual - projected) / scale)
-            self.drain.learn(old, depth, sent, seconds, self.drain_rate, projected)
+            self.drain.learn(old, depth, sent, seconds, self.drain_rate, projected, disturbed=disturbed)
             self._learnt = shown_at, depth
         self.reading = depth
         self.shown_at = shown_at

@@ -213,9 +213,7 @@ def play(scenario: Scenario, policy: Policy, seed: int, progress: Callable[[int]
     regions = {
         region: _Region(pool, scenario.lag_s, Random(f"{seed} {region}")) for region, pool in scenario.regions.items()
     }
-    dispatchers = [
-        _Dispatcher(f"d{n}", scenario, policy, choices, lambda: now) for n in range(scenario.dispatchers)
-    ]
+    dispatchers = [_Dispatcher(f"d{n}", scenario, policy, choices, lambda: now) for n in range(scenario.dispatchers)]
     master = _Queue()
     item: dict[str, Report] = {}
     for tick in range(scenario.seconds):

@@ -10,6 +10,9 @@ from pathlib import Path
 from dispatcher.errors import ConfigurationError
 from dispatcher.model import Region
 
+RECORDING = Path(__file__).with_name("recording.jsonl")
+"""Of the demo: what `dispatcher record` wrote while it ran."""
+
 Rate = Callable[[float], float]
 """Seconds since the start to messages per second."""
 

@@ -1,5 +1,8 @@
 """The HTTP endpoints. They answer from memory and never call AWS."""
 
+import hmac
+import json
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ class Probes:
     status: Callable[[], Mapping[str, Any]]
     registry: CollectorRegistry
     refresh: Callable[[], None]  # brings the gauges up to date before they are read
+    token: str | None = None  # whoever shows it may report capacity; None: nobody may
+    put_capacity: Callable[[str, float], bool] = lambda _region, _left: False  # False: there is no such Region
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
@@ -32,6 +37,7 @@ class Probes:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._status)
+        app.router.add_post("/regions/{region}/capacity", self._capacity)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -56,6 +62,29 @@ class Probes:
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(self.status())
+
+    async def _capacity(self, request: web.Request) -> web.Response:
+        """Take `{"capacity": 0.25}`: the part of a Region's usual workers that is left, 0 to 1."""
+        if self.token is None:
+            return _refusal(403, "writing is off: set DISPATCHER_HTTP_TOKEN")
+        shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self.token.encode()):
+            return _refusal(401, "show the token: Authorization: Bearer …")
+        try:
+            said = json.loads(await request.text())
+            left = float(said["capacity"]) if not isinstance(said["capacity"], bool) else math.nan
+        except (ValueError, KeyError, TypeError, RecursionError):
+            left = math.nan
+        if not 0 <= left <= 1:
+            return _refusal(400, 'say {"capacity": 0.25}: the part of the usual workers that is left, 0 to 1')
+        region = request.match_info["region"]
+        if not self.put_capacity(region, left):
+            return _refusal(404, f"no Region {region[:64]!r} in DISPATCHER_REGIONS")
+        return web.json_response({"region": region, "capacity": left})
+
+
+def _refusal(status: int, why: str) -> web.Response:
+    return web.json_response({"error": why}, status=status)
 
 
 def _verdict(reasons: list[str]) -> web.Response:
