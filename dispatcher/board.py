@@ -276,6 +276,10 @@ class Board:
                 ready.append(region)
         return ready
 
+    def standing(self) -> list[Region]:
+        """Return the Regions where messages wait and none is taken."""
+        return [region for region, place in self._places.items() if place.drain.stalled]
+
     # --- choosing -----------------------------------------------------------------------------------------------
 
     @property

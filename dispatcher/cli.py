@@ -301,7 +301,8 @@ def simulate(
     if as_json:
         _print_json(report.values(chosen, seed, outcomes))
     else:
-        Console().print(report.table(chosen, outcomes))
+        click.echo(report.title(chosen))
+        _print_table(report.rows(outcomes))
         if picture:
             click.echo(f"drawn in {picture}")
 

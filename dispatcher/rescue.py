@@ -91,7 +91,7 @@ class Rescue:
             return
         tried = moved = 0
         for consumer in self.consumers(region):
-            count = min(BATCH - tried, self.board.room(without=[region]))
+            count = min(BATCH - tried, self.board.room(without=[region, *self.board.standing()]))
             if count <= 0:
                 break
             try:
@@ -108,9 +108,7 @@ class Rescue:
         if tried and not moved:
             pause_s = min(PAUSE_MAX_S, 2 * pause_s)
             self._pauses[region] = (_now() + pause_s, pause_s)
-            log.warning(
-                "rescue.paused", region=region, seconds=pause_s, hint="nothing there can be moved"
-            )
+            log.warning("rescue.paused", region=region, seconds=pause_s, hint="nothing there can be moved")
         elif moved:
             self._pauses.pop(region, None)
 
@@ -135,7 +133,8 @@ class Rescue:
     async def _move(self, source: Region, consumer: Consumer, flight: Flight) -> str:
         """Return how it ended: moved, copy_deleted or left. Raises AwsError, LeaseLostError, PoisonError: left, too."""
         message = decode(flight.delivery.body, flight.delivery.attributes)
-        choice = self.board.book(flight, message.model_name, message.priority, without=[source])
+        out = [source, *self.board.standing()]  # or messages would go round between Regions that serve none
+        choice = self.board.book(flight, message.model_name, message.priority, without=out)
         if choice is None:
             await consumer.keep_invisible(flight.delivery, 0)
             return "left"

@@ -29,17 +29,27 @@ class Gpus:
             while True:
                 idle = self.workers - len(self._busy)
                 if idle <= 0:
-                    await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+                    await self._room()
                     continue
                 try:
                     deliveries = await self.queue.receive(min(10, idle))
                 except AwsError:
                     await asyncio.sleep(0.5)  # the emulator is ending, or busy; a worker just asks again
                     continue
-                for delivery in deliveries:
+                gone = len(deliveries) - max(0, self.workers - len(self._busy))  # taken back while they polled
+                for delivery in deliveries[:gone] if gone > 0 else ():
+                    await self.queue.keep_invisible(delivery, 0)
+                for delivery in deliveries[max(0, gone) :]:
                     task = group.create_task(self._serve(delivery))
                     self._busy[task] = delivery
                     task.add_done_callback(self._idle)
+
+    async def _room(self) -> None:
+        """Return when a worker may be idle."""
+        if self._busy:
+            await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(0.1)  # there is none at all
 
     async def interrupt(self, left: int) -> int:
         """Spot takes GPUs back until `left` are there: what they work on goes back to the queue. Return how many."""

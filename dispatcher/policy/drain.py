@@ -28,8 +28,10 @@ OPTIMISM = 1.5
 """A Region that was never short of workers can do more than it was seen to do; by how much shows when it gets more."""
 OUTGROWN, GROWTH = 0.85, 1.1
 """Taking the first part of the estimate with nothing waiting shows that more is possible: it grows by the second."""
-COLLAPSED = 0.5
-"""A Region that falls behind at less than this part of its estimate is believed at once: doubting it costs more."""
+COLLAPSED, COLLAPSED_SIGMAS = 0.5, 3.0
+"""A Region that falls behind at less than this part of its estimate, and not by chance, is believed at once: doubting it
+costs more.
+"""
 DISTURBANCE = 50
 """Messages that were moved and not yet reported: fewer than these are no sign of work."""
 REMEMBERED = 10
@@ -105,7 +107,8 @@ class Drain:
             self.busy = max(self.busy * GROWTH, self.least)
 
     def _learn_busy(self, taken: float, seconds: float, expected: float) -> None:
-        if taken / seconds < expected * COLLAPSED:
+        due = expected * seconds
+        if taken < due * COLLAPSED and due - taken > COLLAPSED_SIGMAS * sqrt(due):
             self.busy, self.busy_windows = taken / seconds, max(self.busy_windows, BUSY_WINDOWS)
             self._best.clear()
             return

@@ -226,7 +226,7 @@ def allot(
     for region, share in shares.items():
         credit[region] = credit.get(region, 0.0) + share * count
     got: dict[Region, int] = {}
-    able = {region for region in shares if room[region] > 0}
+    able = [region for region in shares if room[region] > 0]  # in order, so that ties fall alike in every process
     everybody = len(able) == len(shares)
     while count > 0 and able:
         best = max(able, key=lambda region: credit[region])
@@ -235,7 +235,7 @@ def allot(
         credit[best] -= take
         count -= take
         if got[best] >= room[best]:
-            able.discard(best)
+            able.remove(best)
             everybody = everybody and not count
     if not everybody:  # what a full Region could not take is not owed to it, nor do those owe it who took it
         for region in shares:

@@ -5,8 +5,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from dispatcher.errors import DispatcherError
 from dispatcher.simulation.engine import Outcome
 from dispatcher.simulation.scenarios import Scenario
@@ -33,16 +31,17 @@ def values(scenario: Scenario, seed: int, outcomes: Sequence[Outcome]) -> dict[s
     return {"scenario": scenario.name, "seed": seed, "policies": policies}
 
 
-def table(scenario: Scenario, outcomes: Sequence[Outcome]) -> Table:
-    """Return the comparison for people."""
-    title = f"{scenario.name}: {scenario.about}; {len(scenario.regions)} Regions, {scenario.dispatchers} dispatchers"
-    made = Table("policy", title=title, box=None, padding=(0, 2), title_justify="left", pad_edge=False)
-    for column in _COLUMNS:
-        made.add_column(column, justify="right")
-    for outcome in outcomes:
-        summary = outcome.summary()
-        made.add_row(outcome.policy, *(_cell(name, summary) for name in _COLUMNS.values()))
-    return made
+def title(scenario: Scenario) -> str:
+    seen = f"read every {scenario.reading_s:g} s, {scenario.lag_s:g} s late"
+    size = f"{len(scenario.regions)} Regions, {scenario.dispatchers} dispatchers, {scenario.seconds / 60:g} minutes"
+    return f"{scenario.name}: {scenario.about}; {size}; {seen}"
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return the comparison for people, a row for the heads first."""
+    return [["policy", *_COLUMNS]] + [
+        [outcome.policy, *(_cell(name, outcome.summary()) for name in _COLUMNS.values())] for outcome in outcomes
+    ]
 
 
 def _cell(name: str, summary: Mapping[str, float]) -> str:

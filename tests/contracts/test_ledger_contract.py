@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
@@ -22,13 +22,18 @@ from dispatcher.model import (
     ClaimRequest,
     DifferentWork,
     Duplicate,
+    Elsewhere,
     Held,
     Lapsed,
+    LapsedMove,
     Message,
+    Move,
     Priority,
     Region,
+    Unmovable,
 )
 from dispatcher.pipeline import Ledger as LedgerProtocol
+from dispatcher.rescue import MoveLedger
 from dispatcher.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults, lost_answer
 from tests.fakes.ledger import FakeLedger
@@ -73,12 +78,16 @@ class LosingCaller:
         return answer
 
 
+class BothProtocols(LedgerProtocol, MoveLedger, Protocol):
+    """All that anybody asks of a ledger."""
+
+
 @dataclass(slots=True)
 class Subject:
     """A ledger under test, seen by two dispatchers."""
 
-    one: LedgerProtocol
-    two: LedgerProtocol
+    one: "BothProtocols"
+    two: "BothProtocols"
     time: Time
     read: Read
     lose_next: Callable[[str], None]
@@ -481,3 +490,128 @@ async def test_a_claim_that_is_renewed_for_longer_than_the_retention_stays_held(
     await subject.one.renew(claim, subject.time.now() + 90)
     subject.time.ahead_s = RETENTION_S + 10
     assert isinstance(await subject.two.claim(request(claim.request_id, at=subject.time)), Held)
+
+
+# --- moves: from a Region that serves none to another -----------------------------------------------------------
+
+
+async def dispatched(subject: Subject, request_id: str) -> None:
+    claim = await _claimed(subject, request(request_id, at=subject.time))
+    await subject.one.confirm(claim, "sqs-1")
+
+
+def move(subject: Subject, request_id: str, *, to: Region = B, source: Region = A, lease_s: float = 45.0) -> Move:
+    return Move(request_id, uuid4().hex, source, chosen(to), subject.time.now() + lease_s)
+
+
+async def test_a_move_leaves_the_request_dispatched_all_along_and_ends_in_the_other_region(
+    subject: Subject, ids: Ids
+) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    mine = move(subject, request_id)
+    assert await subject.one.begin_move(mine) == mine
+    item = await subject.read(request_id)
+    assert item is not None
+    assert (item["state"], item["region"]) == ("dispatched", A)
+    assert await subject.two.claim(request(request_id, at=subject.time)) == Duplicate()
+    await subject.one.end_move(mine, "sqs-2")
+    item = await subject.read(request_id)
+    assert item is not None
+    assert (item["state"], item["region"], item["sqs_message_id"]) == ("dispatched", B, "sqs-2")
+    assert await subject.two.begin_move(move(subject, request_id)) == Elsewhere(), "a copy that was left in A"
+
+
+async def test_nobody_else_moves_it_meanwhile_and_a_lapsed_move_is_taken_over_with_its_region(
+    subject: Subject, ids: Ids
+) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    dead = move(subject, request_id, lease_s=30.0)
+    await subject.one.begin_move(dead)
+    mine = move(subject, request_id)
+    assert isinstance(await subject.two.begin_move(mine), Unmovable)
+    subject.time.ahead_s += 40.0
+    over = await subject.two.begin_move(mine)
+    assert isinstance(over, LapsedMove)
+    assert (over.token, over.region) == (dead.token, B)
+    mine = replace(mine, lease_end=subject.time.now() + 45.0)
+    assert await subject.two.begin_move(mine, over) == mine
+    with pytest.raises(LeaseLostError):
+        await subject.one.end_move(dead, "sqs-2")
+    await subject.one.abandon_move(dead)
+    await subject.two.end_move(mine, "sqs-3")
+    item = await subject.read(request_id)
+    assert item is not None
+    assert (item["region"], item["sqs_message_id"]) == (B, "sqs-3")
+
+
+async def test_two_takers_over_of_one_lapsed_move_never_both_have_it(subject: Subject, ids: Ids) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    await subject.one.begin_move(move(subject, request_id, lease_s=1.0))
+    subject.time.ahead_s += 5.0
+    first, second = move(subject, request_id), move(subject, request_id)
+    over = await subject.one.begin_move(first)
+    assert isinstance(over, LapsedMove)
+    answers = await asyncio.gather(subject.one.begin_move(first, over), subject.two.begin_move(second, over))
+    assert sum(answer in (first, second) for answer in answers) == 1
+
+
+async def test_an_abandoned_move_is_as_if_it_had_never_begun(subject: Subject, ids: Ids) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    first = move(subject, request_id)
+    await subject.one.begin_move(first)
+    await subject.one.abandon_move(first)
+    second = move(subject, request_id)
+    assert await subject.two.begin_move(second) == second
+
+
+@pytest.mark.parametrize("state", ["unknown", "claimed", "released", "forgotten"])
+async def test_only_what_is_dispatched_is_moved(subject: Subject, ids: Ids, state: str) -> None:
+    request_id = ids()
+    if state == "forgotten":
+        await dispatched(subject, request_id)
+        subject.time.ahead_s += RETENTION_S + 5.0
+    elif state != "unknown":
+        claim = await _claimed(subject, request(request_id, at=subject.time))
+        if state == "released":
+            await subject.one.release(claim)
+    assert isinstance(await subject.one.begin_move(move(subject, request_id)), Unmovable)
+
+
+async def test_a_request_that_is_dispatched_again_on_purpose_ends_a_move(subject: Subject, ids: Ids) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    mine = move(subject, request_id)
+    await subject.one.begin_move(mine)
+    again = request(request_id, at=subject.time, generation=7)
+    over = await subject.two.claim(again)
+    assert isinstance(over, Lapsed)
+    assert await subject.two.take_over(over, again) is not None
+    with pytest.raises(LeaseLostError):
+        await subject.one.end_move(mine, "sqs-2")
+
+
+@pytest.mark.parametrize("write", ["begin_move", "end_move", "abandon_move"])
+async def test_a_write_of_a_move_whose_answer_was_lost_may_be_repeated(subject: Subject, ids: Ids, write: str) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    mine = move(subject, request_id)
+
+    async def do() -> object:
+        match write:
+            case "begin_move":
+                return await subject.one.begin_move(mine)
+            case "end_move":
+                return await subject.one.end_move(mine, "sqs-2")
+            case _:
+                return await subject.one.abandon_move(mine)
+
+    if write != "begin_move":
+        await subject.one.begin_move(mine)
+    subject.lose_next(write)
+    with pytest.raises(AmbiguousError):
+        await do()
+    assert await do() in (None, mine)

@@ -4,7 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dispatcher.errors import LeaseLostError
-from dispatcher.model import Choice, ClaimAnswer, Claimed, ClaimRequest, DifferentWork, Duplicate, Held, Lapsed, Region
+from dispatcher.model import (
+    Choice,
+    ClaimAnswer,
+    Claimed,
+    ClaimRequest,
+    DifferentWork,
+    Duplicate,
+    Elsewhere,
+    Held,
+    Lapsed,
+    LapsedMove,
+    Move,
+    MoveAnswer,
+    Region,
+    Unmovable,
+)
 from tests.fakes.faults import Faults
 
 
@@ -20,6 +35,7 @@ class Item:
     source_message_id: str
     expires_at: int
     sqs_message_id: str | None = None
+    move: Move | None = None  # under way, or left by somebody who died
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,44 @@ class FakeLedger:
             self._put("release", replace(self._undecided(claim), state=state, lease_end=0.0, region=None))
 
         await self.faults.call("release", work)
+
+    async def begin_move(self, move: Move, over: LapsedMove | None = None) -> MoveAnswer:
+        def work() -> MoveAnswer:
+            item = self.items.get(move.request_id)
+            if item is None or item.state != "dispatched" or item.expires_at <= self._now():
+                return Unmovable("the ledger says something else")
+            if item.region != move.source:
+                return Elsewhere()
+            there = item.move
+            same = over and there and (there.token, _text(there.lease_end)) == (over.token, over.until)
+            if there is None or there.token == move.token or same:
+                self._put("begin_move", replace(item, move=move))
+                return move
+            if there.lease_end > self._now():
+                return Unmovable("another moves it")
+            return LapsedMove(there.token, _text(there.lease_end), there.choice.region)
+
+        return await self.faults.call("begin_move", work)
+
+    async def end_move(self, move: Move, sqs_message_id: str) -> None:
+        def work() -> None:
+            item = self.items.get(move.request_id)
+            if item is None or item.move is None or item.move.token != move.token:
+                if item and (item.region, item.sqs_message_id) == (move.choice.region, sqs_message_id):
+                    return
+                raise LeaseLostError("the move is another's")
+            moved = replace(item, region=move.choice.region, sqs_message_id=sqs_message_id, move=None)
+            self._put("end_move", moved)
+
+        await self.faults.call("end_move", work)
+
+    async def abandon_move(self, move: Move) -> None:
+        def work() -> None:
+            item = self.items.get(move.request_id)
+            if item and item.move and item.move.token == move.token:
+                self._put("abandon_move", replace(item, move=None))
+
+        await self.faults.call("abandon_move", work)
 
     async def ping(self) -> None:
         await self.faults.call("ping", lambda: None)
