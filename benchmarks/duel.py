@@ -2,9 +2,9 @@
 
     make duel          or: .venv/bin/python -m benchmarks.duel [--seed N] [--seconds N] [--json]
 
-Each side has queues and a table of its own on one emulator, three dispatchers with the default settings, and pools of 8, 4
-and 2 GPUs. The same requests arrive at the same moments; half-way the largest pool is killed for 30 seconds. What counts
-is the time from a request's arrival in the master queue until a worker takes it.
+Each side has queues and a table of its own on one emulator, three dispatchers, and pools of 8, 4 and 2 GPUs. The same
+requests arrive at the same moments; half-way one pool is killed for 30 seconds. What counts is the time from a
+request's arrival in the master queue until a worker takes it.
 """
 
 import argparse
@@ -39,6 +39,7 @@ SERVICE_S = 0.5
 LOAD = 0.6  # of what all pools can do
 KILLED = Region("us-east-1")
 KILLED_S = 30.0
+TTL_S = 60.0
 DISPATCHERS = 3
 PATIENCE_S = 240.0
 HOME = Region("us-east-1")
@@ -62,7 +63,8 @@ class Side:
     async def open(self, clients: Clients) -> None:
         steps = provision(clients, name=f"duel-{self.policy}", home=HOME, regions=list(POOLS))
         made = [step async for step in steps][-1]
-        assert isinstance(made, Resources)
+        if not isinstance(made, Resources):
+            raise TypeError("provision ends with its resources")
         for region, workers in POOLS.items():
             receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
             caller = await clients.open("sqs", region, pool=10, attempts=3)
@@ -79,6 +81,7 @@ class Side:
                 **made.environment(),
                 "DISPATCHER_ROUTING_POLICY": self.policy,
                 "DISPATCHER_POLL_WAIT_SECONDS": "2",
+                "DISPATCHER_DEPTH_TTL_SECONDS": str(TTL_S),
                 "DISPATCHER_HTTP_HOST": "127.0.0.1",
                 "DISPATCHER_HTTP_PORT": str(port),
             }
@@ -91,7 +94,9 @@ class Side:
 
     async def ready(self) -> None:
         for port in self.ports:
-            while not await asyncio.to_thread(_answers, f"http://127.0.0.1:{port}/readyz"):
+            for _ in range(300):
+                if await asyncio.to_thread(_answers, f"http://127.0.0.1:{port}/readyz"):
+                    break
                 await asyncio.sleep(0.1)
 
     def _served(self, _region: Region, delivery: Delivery, began: float) -> None:
@@ -176,7 +181,7 @@ async def duel(seed: int, seconds: float, policies: list[Policy]) -> dict[str, M
 
 def _answers(url: str) -> bool:
     try:
-        with urlopen(url, timeout=1) as answer:
+        with urlopen(url, timeout=1) as answer:  # noqa: S310  our own loopback address
             return int(answer.status) == 200
     except OSError:
         return False

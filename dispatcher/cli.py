@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
@@ -12,7 +13,7 @@ from urllib.request import urlopen
 
 import click
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
@@ -221,7 +222,10 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
         if as_json:
             _print_json(item)
         else:
-            _print_table([[name, value] for name, value in item.items()])
+            click.echo(f"{request_id}: {item.get('state', '?')}")
+            for line in look.life(item):
+                click.echo(line)
+            _print_table([["", name, value] for name, value in item.items()])
         return
     regions = _with_clients(lambda clients: look.regions(settings, clients))
     if as_json:
@@ -291,7 +295,7 @@ def simulate(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for policy in policies:
             bar = progress.add_task(policy, total=chosen.seconds)
-            outcomes.append(play(chosen, policy, seed, lambda tick, bar=bar: progress.update(bar, completed=tick)))  # type: ignore[misc]  # mypy knows no default of a lambda
+            outcomes.append(play(chosen, policy, seed, progress=partial(_advance, progress, bar)))
             progress.update(bar, completed=chosen.seconds)
     if picture:
         try:
@@ -348,6 +352,10 @@ def record(file: Path, minutes: float, every_s: float, config: Path | None, as_j
         _print_json({"file": str(file), "frames": written, "frames_with_a_region_missing": missing})
     else:
         click.echo(f"{written} frames in {file}" + (f"; {missing} lack a Region" if missing else ""))
+
+
+def _advance(progress: Progress, bar: TaskID, completed: int) -> None:
+    progress.update(bar, completed=completed)
 
 
 def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:

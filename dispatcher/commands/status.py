@@ -17,7 +17,7 @@ from dispatcher.settings import Settings
 
 POOL = 4
 ATTEMPTS = 2
-_TIMES = ("claimed_at", "dispatched_at", "lease_end", "expires_at")
+_TIMES = ("claimed_at", "dispatched_at", "moved_at", "moving_until", "lease_end", "expires_at")
 
 
 async def regions(settings: Settings, clients: Clients) -> dict[str, dict[str, Any]]:
@@ -60,6 +60,38 @@ async def _depth(clients: Clients, region: Region, urls: Sequence[str]) -> Depth
         return await read_depths(caller, urls)
     except AwsError as fault:
         return fault
+
+
+def life(item: Mapping[str, Any]) -> list[str]:
+    """Return what happened to a request, a line for each thing, from what `request` returned."""
+    lines = []
+    wait = (
+        f", where {float(item['projected_wait_s']):.1f} s of wait were projected" if "projected_wait_s" in item else ""
+    )
+    if "claimed_at" in item:
+        whose = f"for message {item.get('source_message_id', '?')} of the master queue"
+        lines.append(f"{item['claimed_at']}  claimed {whose}")
+    region = item.get("region")
+    if region:
+        lines.append(f"{'':24}  {region} chosen by {item.get('policy', 'an older version')}{wait}")
+    if "dispatched_at" in item:
+        lines.append(f"{item['dispatched_at']}  dispatched, as SQS message {item.get('sqs_message_id', '?')}")
+    if "moved_at" in item:
+        lines.append(
+            f"{item['moved_at']}  rescued from {item.get('moved_from', '?')}: the lines above name the new Region"
+        )
+    if "mover" in item:
+        lines.append(f"{item['moving_until']}  until then it is being moved to {item.get('moving_to', '?')}")
+    match item.get("state"):
+        case "claimed":
+            lines.append(f"{item['lease_end']}  until then a dispatcher has it; after that the next one takes over")
+        case "released":
+            lines.append(f"{'now':24}  released: no Region has it, its message is in the master queue")
+        case "rejected":
+            lines.append(f"{'now':24}  rejected: its message is in the dead-letter queue")
+    if "expires_at" in item:
+        lines.append(f"{item['expires_at']}  until then a duplicate is known as one")
+    return lines
 
 
 def _readable(name: str, value: str) -> str:

@@ -22,15 +22,17 @@ NEWEST_MAX = 0.5
 """Most that one reading counts for in the estimate; less where few messages are taken and chance rules."""
 SHRINKAGE = 20.0
 """Messages taken at which a reading counts for half of what it could: their number scatters by its square root."""
-SIGMAS = 2.0
+SIGMAS = 1.0
 """Standard deviations by which what was taken may have been luck."""
+BEHIND_SIGMAS = 2.0
+"""Standard deviations by which more waits than was projected, before workers are thought to have fallen behind."""
 OPTIMISM = 1.5
 """A Region that was never short of workers can do more than it was seen to do; by how much shows when it gets more."""
 OUTGROWN, GROWTH = 0.85, 1.1
 """Taking the first part of the estimate with nothing waiting shows that more is possible: it grows by the second."""
 COLLAPSED, COLLAPSED_SIGMAS = 0.5, 3.0
-"""A Region that falls behind at less than this part of its estimate, and not by chance, is believed at once: doubting it
-costs more.
+"""A Region that falls behind at less than this part of its estimate, and not by chance, is believed at once: to doubt
+it costs more.
 """
 DISTURBANCE = 50
 """Messages that were moved and not yet reported: fewer than these are no sign of work."""
@@ -52,16 +54,22 @@ class Drain:
     prior: float | None = None
     busy_windows: int = 0
     busy: float = 0.0  # smoothed over readings with messages waiting all along: what the workers can do
-    _best: deque[float] = field(
-        default_factory=lambda: deque(maxlen=REMEMBERED)
-    )  # what they did of late, luck left out
+    _late: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    """What they took between the last readings, and in how many seconds."""
     stalled: bool = False  # messages wait and none is taken
     _idle_s: float = 0.0
 
     @property
     def least(self) -> float:
-        """What the workers can do at least: they did it of late, twice in a row."""
-        return max((min(pair) for pair in pairwise(self._best)), default=0.0)
+        """What the workers can do at least: they did it of late, over two readings, luck left out.
+
+        Over two, because what others sent is known badly at a reading, and what is missed at one is found at the next.
+        """
+        rates = (
+            (first + second - SIGMAS * sqrt(first + second)) / (seconds + more)
+            for (first, seconds), (second, more) in pairwise(self._late)
+        )
+        return max(0.0, *rates) if len(self._late) > 1 else 0.0
 
     @property
     def confident(self) -> bool:
@@ -97,10 +105,12 @@ class Drain:
         taken = max(0.0, sent - (_all(new) - _all(old)))
         self._look_for_stall(old, new, waiting, taken, seconds, expected)
         if taken or waiting:  # else nobody was asked to do anything
-            self._best.append((taken - SIGMAS * sqrt(taken)) / seconds)
+            self._late.append((taken, seconds))
         some = max(2.0, BUSY_SHARE * taken)
         # workers that fell behind were busy from where they did, though nothing waited at first
-        fell_behind = new.visible >= some and new.visible / 2 >= projected + SIGMAS * sqrt(max(sent, 0.0) + taken)
+        fell_behind = new.visible >= some and new.visible / 2 >= projected + BEHIND_SIGMAS * sqrt(
+            max(sent, 0.0) + taken
+        )
         if waiting >= some or fell_behind:
             self._learn_busy(taken, seconds, expected)
         elif self.confident and taken > OUTGROWN * self.busy * seconds:
@@ -110,7 +120,7 @@ class Drain:
         due = expected * seconds
         if taken < due * COLLAPSED and due - taken > COLLAPSED_SIGMAS * sqrt(due):
             self.busy, self.busy_windows = taken / seconds, max(self.busy_windows, BUSY_WINDOWS)
-            self._best.clear()
+            self._late.clear()
             return
         count = max(taken, self.busy * seconds)
         newest = NEWEST_MAX * count / (count + SHRINKAGE)

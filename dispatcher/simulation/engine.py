@@ -205,8 +205,18 @@ class _WrongDrain(Drain):
         return Drain.estimate(self, otherwise) * self.wrong_by
 
 
-def play(scenario: Scenario, policy: Policy, seed: int, progress: Callable[[int], None] = lambda _: None) -> Outcome:
-    """Return what the policy makes of the scenario; the same seed brings the same. `progress` hears of the ticks."""
+def play(
+    scenario: Scenario,
+    policy: Policy,
+    seed: int,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    watch: Callable[[float, dict[Region, float]], None] | None = None,
+) -> Outcome:
+    """Return what the policy makes of the scenario; the same seed brings the same.
+
+    `progress` hears of the ticks now and then, and `watch` at each of the first dispatcher's shares.
+    """
     now = 0.0
     arrivals, choices = Random(f"{seed} arrivals"), Random(f"{seed} choices")
     outcome = Outcome(policy, depths_every_s=max(1, scenario.seconds // 600))
@@ -231,6 +241,8 @@ def play(scenario: Scenario, policy: Policy, seed: int, progress: Callable[[int]
                 dispatcher.board.count(region, part)
                 for origin, some in master.take(part):
                     regions[region].queue.put(origin, some)
+        if watch:
+            watch(now, dispatchers[0].board.shares())
         for truth in regions.values():
             outcome.max_depth = max(outcome.max_depth, truth.visible)
             outcome.over_threshold += truth.visible > scenario.threshold

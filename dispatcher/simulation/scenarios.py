@@ -88,7 +88,7 @@ BUILT_IN: Mapping[str, Scenario] = {
             "the largest Region falls to 10 % of its workers for 20 minutes",
             {**_UNEQUAL, _A: replace(_UNEQUAL[_A], left=_lost)},
             load=0.6,
-            seconds=10800,
+            seconds=8400,
         ),
         Scenario("burst", "two minutes of fivefold traffic every twenty", _UNEQUAL, load=0.6, shape=_bursts),
         Scenario("diurnal", "traffic that comes and goes like a day, in two hours", _UNEQUAL, load=0.6, shape=_day),

@@ -13,9 +13,8 @@ from prometheus_client import CollectorRegistry
 from dispatcher.board import Board, RegionRules
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause
-from dispatcher.model import Choice, Claimed, ClaimRequest, Depth, Message, Outgoing, Priority, Region
+from dispatcher.model import Choice, Claimed, ClaimRequest, Depth, Message, Outgoing, Policy, Priority, Region
 from dispatcher.pipeline import Terms
-from dispatcher.policy.routing import Policy
 from dispatcher.rescue import VISIBILITY_S, Rescue
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -114,7 +113,7 @@ class World:
                 raise
 
     def value(self, outcome: str) -> float:
-        return self.metrics.rescued.labels(A, outcome)._value.get()
+        return float(self.metrics.rescued.labels(A, outcome)._value.get())
 
     def where(self) -> dict[str, Counter[Region]]:
         """By request, the Regions where it is and how often."""

@@ -295,6 +295,21 @@ class World:
             entries = [{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(messages)]
             await self.sqs[region].delete_message_batch(QueueUrl=url, Entries=entries)
 
+    async def make_visible(self, region: str) -> None:
+        """Give back what a dead process had received: as if its visibility were over."""
+        await self.sqs[region].set_queue_attributes(
+            QueueUrl=self.regional(region), Attributes={"VisibilityTimeout": "3600"}
+        )
+
+    async def item(self, request_id: str) -> dict[str, str]:
+        """What the ledger holds of a request."""
+        aws = aioboto3.Session(aws_access_key_id="emulator", aws_secret_access_key="emulator")
+        async with aws.client("dynamodb", region_name=HOME, endpoint_url=self.cloud.endpoint) as table:
+            answer = await table.get_item(
+                TableName=self.resources.ledger_table, Key={"request_id": {"S": request_id}}, ConsistentRead=True
+            )
+        return {name: str(next(iter(value.values()))) for name, value in answer["Item"].items()}
+
     # --- verdicts -----------------------------------------------------------------------------------------------
 
     async def assert_each_once(
