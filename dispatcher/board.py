@@ -26,6 +26,7 @@ READINGS_PER_TTL = 4
 LOOK_AGAIN_S = 1.0  # what depends on time alone (a reading's age) is looked at this often
 ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
+CLOCKS_S = 1.0  # dispatchers' clocks, as far as AWS's answers tell, differ by less
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
 
@@ -53,6 +54,7 @@ class _Place:
     booked: int = 0  # own messages on their way
     breaker: Breaker = field(default_factory=Breaker)
     capacity: Capacity = field(default_factory=Capacity)
+    own_reading: tuple[float, Depth] | None = None  # the last one that we took, and when it was asked for
     overloaded: bool = False  # until it is down to where it resumes
     upto: int = 0  # own messages, ever: the total that the fleet leaves to us
     asked: int = 0  # what we said in our last report that it might become
@@ -139,11 +141,16 @@ class Board:
         """Take a depth reading. The Region answers, so an open breaker lets one message through to see."""
         place = self._places[region]
         self.readings += 1
+        place.own_reading = begun[0], depth
+        place.breaker.answered()
+        self._take(region, place, depth, begun)
+        self.notify()
+
+    def _take(self, region: Region, place: _Place, depth: Depth, begun: tuple[float, int]) -> None:
         place.known_at, place.own_shown = begun
         disturbed = place.rescuing_since is not None or (self._fleet is not None and region in self._fleet.rescuing)
         place.projection.post(depth, place.known_at, disturbed=disturbed)
         place.own.forget(place.known_at - self._lag_s - self._ttl_s)
-        place.breaker.answered()
         self._reckon([place])
         threshold = place.rules.threshold
         if max(depth.visible, place.projection.level(self._now())) >= threshold:
@@ -151,7 +158,6 @@ class Board:
         elif depth.visible <= RESUME * threshold:
             place.overloaded = False
         self._take_room(region, place)
-        self.notify()
 
     def _reckon(self, changed: Iterable[_Place]) -> None:
         """What follows from all that was learnt: estimates, projections, whether to believe them."""
@@ -219,6 +225,7 @@ class Board:
             upto={region: place.asked for region, place in places},
             drains={region: place.drain.busy for region, place in places if place.drain.confident},
             capacity={region: place.capacity.now(now) for region, place in places},
+            readings={region: place.own_reading for region, place in places if place.own_reading},
             rescuing=frozenset(region for region, place in places if place.rescuing_since is not None),
             gone=gone,
         )
@@ -231,7 +238,19 @@ class Board:
         self._reckon(self._places.values())
         for region, place in self._places.items():
             self._take_room(region, place)
+            self._take_from_others(region, place)
         self.notify()
+
+    def _take_from_others(self, region: Region, place: _Place) -> None:
+        """Take a reading that another dispatcher took after our last one: together all see as often as they are many.
+
+        Not under the original's policy, which goes by its own readings alone.
+        """
+        newest = self._fleet.newest_reading(region) if self._fleet and self._policy.projects else None
+        if newest and place.projection.reading and place.known_at + CLOCKS_S < newest[0] <= self._now():
+            asked_at, depth = newest
+            # what we sent just before may or may not be in it, since clocks differ a little: then it counts twice
+            self._take(region, place, depth, (asked_at, place.own.at(asked_at - self._lag_s - CLOCKS_S)))
 
     def _take_room(self, region: Region, place: _Place) -> None:
         """Take as much of what we asked for as nobody else had set aside before; who asks later sees that we asked."""
@@ -271,8 +290,7 @@ class Board:
                 continue
             if place.rescuing_since is None:
                 place.rescuing_since = self._now()
-            told_s = 2 * self._ttl_s / READINGS_PER_TTL if self.dispatchers() > 1 else 0.0
-            if self._now() - place.rescuing_since >= told_s:
+            if self._fleet is None or self._fleet.have_reported_since(place.rescuing_since + CLOCKS_S):
                 ready.append(region)
         return ready
 
@@ -469,8 +487,9 @@ class Board:
 
     def out_of_play(self, region: Region) -> bool:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""
-        view = self.view(region)
-        return view.breaker is not BreakerState.CLOSED or not view.budget()
+        view, depth = self.view(region), self._places[region].projection.reading
+        nobody = depth is not None and depth.visible > 0 and not depth.in_flight
+        return view.breaker is not BreakerState.CLOSED or not view.budget() or (nobody and not view.stalled)
 
     def any_depth_read(self) -> bool:
         return any(place.projection.reading is not None for place in self._places.values())

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from dispatcher.aws.clients import Caller
 from dispatcher.clock import Clock
-from dispatcher.model import Region
+from dispatcher.model import Depth, Region
 from dispatcher.policy.fleet import Point, Report
 
 KEY = "\x00fleet"  # no request has it: ids are printable
@@ -66,6 +66,10 @@ class FleetItem:
             "upto": report.upto,
             "drains": {region: round(rate, 4) for region, rate in report.drains.items()},
             "capacity": {region: round(left, 4) for region, left in report.capacity.items()},
+            "readings": {
+                region: [round(at + ahead, 3), depth.visible, depth.in_flight, depth.delayed]
+                for region, (at, depth) in report.readings.items()
+            },
             "rescuing": sorted(report.rescuing),
             "gone": report.gone,
         }
@@ -95,6 +99,10 @@ def _report(words: Mapping[str, Any], ahead: float) -> Report:
         upto=counts("upto"),
         drains=rates("drains"),
         capacity=rates("capacity"),
+        readings={
+            Region(region): (float(at) - ahead, Depth(int(visible), int(in_flight), int(delayed)))
+            for region, (at, visible, in_flight, delayed) in words["readings"].items()
+        },
         rescuing=frozenset(Region(region) for region in words["rescuing"]),
         gone=bool(words["gone"]),
     )

@@ -43,8 +43,18 @@ async def check(settings: Settings, clients: Clients) -> AsyncIterator[Finding]:
         yield finding
     for region, rules in settings.regions.items():
         call = await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS)
-        async for finding in _queue(call, f"regional queue {region}", rules.queue_url, ["send_message_batch"]):
+        for url in rules.queue_urls:
+            what = f"regional queue {region}" + (f" ({url.rpartition('/')[2]})" if rules.queues else "")
+            moves = ["delete_message_batch", "change_message_visibility_batch"] if settings.rescue else []
+            async for finding in _queue(call, what, url, ["send_message_batch", *moves]):
+                yield finding
+            if settings.rescue:
+                yield await _may_receive(what, call, url)
+    if settings.interruption_queue_url:
+        what, url = "interruption queue", settings.interruption_queue_url
+        async for finding in _queue(sqs, what, url, ["delete_message_batch"]):
             yield finding
+        yield await _may_receive(what, sqs, url)
     table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
     async for finding in _ledger(settings, table):
         yield finding
@@ -55,8 +65,7 @@ async def _master(settings: Settings, call: Caller) -> AsyncIterator[Finding]:
     batches = ["delete_message_batch", "change_message_visibility_batch"]
     async for finding in _queue(call, "master queue", url, batches):
         yield finding
-    # one message more than SQS allows: refused for that, and nothing is received
-    yield await _allowed("master queue: receive_message", call("receive_message", QueueUrl=url, MaxNumberOfMessages=99))
+    yield await _may_receive("master queue", call, url)
     try:
         target = settings.dead_letter_queue_url or await redrive_target(call, url)
     except AwsError as fault:
@@ -68,6 +77,11 @@ async def _master(settings: Settings, call: Caller) -> AsyncIterator[Finding]:
         return
     async for finding in _queue(call, "dead-letter queue", target, ["send_message_batch"]):
         yield finding
+
+
+async def _may_receive(what: str, call: Caller, url: str) -> Finding:
+    # one message more than SQS allows: refused for that, and nothing is received
+    return await _allowed(f"{what}: receive_message", call("receive_message", QueueUrl=url, MaxNumberOfMessages=99))
 
 
 async def _queue(call: Caller, what: str, url: str, batches: list[str]) -> AsyncIterator[Finding]:

@@ -316,7 +316,7 @@ class _View:
             )
 
     def _regions(self) -> Table:
-        table = Table("Region", "GPUs", "depth", "sent since", "share", "health", "served", box=None, padding=(0, 2))
+        table = Table("Region", "GPUs", "depth", "wait", "share", "health", "served", box=None, padding=(0, 2))
         for gpus in self.stage.gpus:
             region = self.stage.status.get("regions", {}).get(gpus.region, {})
             share = float(region.get("share") or 0.0)
@@ -324,7 +324,7 @@ class _View:
                 gpus.region,
                 str(gpus.workers),
                 str(region.get("depth", "")),
-                str(region.get("sent_since_reading", "")),
+                f"{region.get('projected_wait_seconds') or 0:.1f} s",
                 f"{'█' * round(share * 20):<20} {share:4.0%}",
                 str(region.get("health", "")),
                 str(self.stage.tally.served_in[gpus.region]),

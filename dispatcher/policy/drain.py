@@ -30,6 +30,8 @@ OPTIMISM = 1.5
 """A Region that was never short of workers can do more than it was seen to do; by how much shows when it gets more."""
 OUTGROWN, GROWTH = 0.85, 1.1
 """Taking the first part of the estimate with nothing waiting shows that more is possible: it grows by the second."""
+SURE_SIGMAS = 4.0
+"""Standard deviations that leave no doubt about one reading."""
 COLLAPSED, COLLAPSED_SIGMAS = 0.5, 3.0
 """A Region that falls behind at less than this part of its estimate, and not by chance, is believed at once: to doubt
 it costs more.
@@ -114,13 +116,22 @@ class Drain:
         if waiting >= some or fell_behind:
             self._learn_busy(taken, seconds, expected)
         elif self.confident and taken > OUTGROWN * self.busy * seconds:
-            self.busy = max(self.busy * GROWTH, self.least)
+            certain = (taken - SURE_SIGMAS * sqrt(taken)) / seconds
+            self.busy = max(self.busy * GROWTH, self.least, certain)
+
+    def look(self, old: Depth, new: Depth) -> None:
+        """Take two readings that are too close together to learn from: they may still show that nobody works there."""
+        if old.visible and new.visible >= old.visible and not old.in_flight and not new.in_flight:
+            self.stalled = True
 
     def _learn_busy(self, taken: float, seconds: float, expected: float) -> None:
         due = expected * seconds
         if taken < due * COLLAPSED and due - taken > COLLAPSED_SIGMAS * sqrt(due):
             self.busy, self.busy_windows = taken / seconds, max(self.busy_windows, BUSY_WINDOWS)
             self._late.clear()
+            return
+        if self.confident and taken > due / COLLAPSED and taken - due > SURE_SIGMAS * sqrt(taken):
+            self.busy = taken / seconds  # the workers are back
             return
         count = max(taken, self.busy * seconds)
         newest = NEWEST_MAX * count / (count + SHRINKAGE)

@@ -8,9 +8,9 @@ they never pass a threshold.
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dispatcher.model import Region
+from dispatcher.model import Depth, Region
 
 POINTS_KEPT = 64
 POINTS_PER_INTERVAL = 8
@@ -37,6 +37,8 @@ class Report:
     upto: Mapping[Region, int]
     drains: Mapping[Region, float]  # messages per second that it believes a Region's workers take
     capacity: Mapping[Region, float]
+    readings: Mapping[Region, tuple[float, Depth]] = field(default_factory=dict)
+    """The last ones that it took itself, each with the time when it was asked for."""
     rescuing: frozenset[Region] = frozenset()  # out of which it moves messages
     gone: bool = False  # it has ended
 
@@ -116,6 +118,17 @@ class Fleet:
         return sum(
             self._at_most(report, region, now) - _certainly(self._points[name], region, since)
             for name, report in self._last.items()
+        )
+
+    def newest_reading(self, region: Region) -> tuple[float, Depth] | None:
+        """Return the last reading that any of the others took, with the time when it was asked for."""
+        found = [said.readings[region] for said in self._last.values() if region in said.readings]
+        return max(found, key=lambda reading: reading[0], default=None)
+
+    def have_reported_since(self, time: float) -> bool:
+        """Whether all others that are at work have reported after `time`, and so read what was reported before."""
+        return all(
+            said.now.at > time for name, said in self._last.items() if self._is_live(name, self.learned_at or time)
         )
 
     def lost(self, region: Region) -> list[tuple[float, float]]:

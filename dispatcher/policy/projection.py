@@ -113,6 +113,8 @@ class Projection:
                 self._errors.append((actual - projected) / scale)
             self.drain.learn(old, depth, sent, seconds, self.drain_rate, projected, disturbed=disturbed)
             self._learnt = shown_at, depth
+        elif self.reading is not None and shown_at >= self.shown_at + 1.0 and not disturbed:
+            self.drain.look(self.reading, depth)
         self.reading = depth
         self.shown_at = shown_at
 

@@ -84,7 +84,7 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS, st.integers(1, 120), st.sampled_from([Policy.INVERSE_DEPTH, Policy.FIXED]))
+@given(STEPS, st.integers(1, 120), st.sampled_from([Policy.INVERSE_DEPTH, Policy.FIXED, Policy.PROJECTED_WAIT]))
 @settings(max_examples=300)
 def test_nothing_is_sent_past_a_threshold_whoever_comes_goes_dies_or_is_late(
     steps: list[tuple[str, ...]], threshold: int, policy: Policy
@@ -97,9 +97,9 @@ def test_nothing_is_sent_past_a_threshold_whoever_comes_goes_dies_or_is_late(
             world.join(name)
         elif what == "pass":
             world.now += float(rest[0])
-        elif what == "work":
+        elif what == "work" and not policy.projects:  # else what was taken makes room as far as it is known
             world.depth[Region(rest[0])] -= min(world.depth[Region(rest[0])], int(rest[1]))
-        elif name in world.boards:
+        elif name in world.boards and what != "work":
             match what:
                 case "read":
                     world.read(name)
@@ -258,6 +258,37 @@ def test_reports_in_a_hurry_do_not_push_the_older_ones_out() -> None:
     for n in range(1000):
         fleet.learn({"x": report(100 + n * 0.1, n, upto=n)}, 100 + n * 0.1)
     assert fleet.set_aside(A, 150, 200) == pytest.approx(1000 - 500, abs=25)
+
+
+def test_a_reading_of_another_dispatcher_is_as_good_as_one_s_own_if_it_is_newer() -> None:
+    world = World(threshold=10_000, policy=Policy.PROJECTED_WAIT)
+    for name in ("one", "two"):
+        world.join(name)
+        world.look(name)
+    world.depth[A] = 700
+    world.now += 10
+    world.look("two")
+    world.now += 1
+    world.report("one")
+    view = world.boards["one"].view(A)
+    assert view.depth == Depth(700, 0, 0)
+    assert view.age_s == 1
+    world.boards["one"].post(A, Depth(5, 0, 0), world.boards["one"].begin_reading(A))
+    world.report("two")
+    world.report("one")
+    assert world.boards["one"].view(A).depth == Depth(5, 0, 0), "an older one is not"
+
+
+def test_the_original_goes_by_its_own_readings_alone() -> None:
+    world = World(threshold=10_000, policy=Policy.INVERSE_DEPTH)
+    for name in ("one", "two"):
+        world.join(name)
+        world.look(name)
+    world.depth[A] = 700
+    world.now += 10
+    world.look("two")
+    world.report("one")
+    assert world.boards["one"].view(A).depth == Depth(0, 0, 0)
 
 
 def test_the_long_silent_are_forgotten() -> None:
