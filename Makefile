@@ -39,6 +39,9 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
 	compile --group emulator -o requirements/emulator.txt
 
+duel: setup  ## Projected wait against the original, on an emulator, side by side
+	@$(BIN)/python -m benchmarks.duel $(ARGS)
+
 clean:  ## Remove the environments and caches
 	rm -rf .venv .venv-emulator .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
@@ -59,4 +62,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-emulator
 	@VIRTUAL_ENV=.venv-emulator $(UV) pip install --quiet --require-hashes -r requirements/emulator.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check fmt lock clean
+.PHONY: help setup demo test lint types layers check fmt lock duel clean

@@ -150,7 +150,8 @@ class Board:
         place.known_at, place.own_shown = begun
         disturbed = place.rescuing_since is not None or (self._fleet is not None and region in self._fleet.rescuing)
         place.projection.post(depth, place.known_at, disturbed=disturbed)
-        place.own.forget(place.known_at - self._lag_s - self._ttl_s)
+        place.projection.learn(self._known_until())
+        place.own.forget(place.projection.needs_since - self._ttl_s)
         self._reckon([place])
         threshold = place.rules.threshold
         if max(depth.visible, place.projection.level(self._now())) >= threshold:
@@ -158,6 +159,11 @@ class Board:
         elif depth.visible <= RESUME * threshold:
             place.overloaded = False
         self._take_room(region, place)
+
+    def _known_until(self) -> float:
+        """Until when it is known what the others sent; while they are not heard, it is guessed."""
+        shared = self._fleet is not None and self._fleet.known and self._fleet.believed(self._now())
+        return self._fleet.covered_until if self._fleet and shared else self._now()
 
     def _reckon(self, changed: Iterable[_Place]) -> None:
         """What follows from all that was learnt: estimates, projections, whether to believe them."""
@@ -235,6 +241,8 @@ class Board:
         if self._fleet is None:
             raise ValueError("this board was made for a dispatcher that is alone")
         self._fleet.learn(others, self._now())
+        for place in self._places.values():
+            place.projection.learn(self._known_until())
         self._reckon(self._places.values())
         for region, place in self._places.items():
             self._take_room(region, place)

@@ -40,8 +40,10 @@ DISTURBANCE = 50
 """Messages that were moved and not yet reported: fewer than these are no sign of work."""
 REMEMBERED = 10
 """Readings that count as of late."""
-IDLE_MESSAGES = 5.0
-"""Messages that should have been taken while none was: by chance that happens once in 150 times."""
+STILL, IDLE_WINDOWS, IDLE_MESSAGES = 0.1, 2, 5.0
+"""A queue stands still when no more than this part of what was due was taken, at so many readings in a row, and so many
+messages were due: by chance none is taken then once in 150 times.
+"""
 SPREAD = (0.05, 20.0)
 """Estimates stay within these multiples of their median (routing.md §3)."""
 
@@ -59,7 +61,9 @@ class Drain:
     _late: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """What they took between the last readings, and in how many seconds."""
     stalled: bool = False  # messages wait and none is taken
-    _idle_s: float = 0.0
+    _before: float = 0.0  # what the workers could do before they collapsed
+    _idle_windows: int = 0  # in a row
+    _idle_due: float = 0.0  # messages that should have been taken in them
 
     @property
     def least(self) -> float:
@@ -105,7 +109,7 @@ class Drain:
             return
         waiting = min(old.visible, new.visible)
         taken = max(0.0, sent - (_all(new) - _all(old)))
-        self._look_for_stall(old, new, waiting, taken, seconds, expected)
+        self._look_for_stall(old, new, taken, seconds * expected)
         if taken or waiting:  # else nobody was asked to do anything
             self._late.append((taken, seconds))
         some = max(2.0, BUSY_SHARE * taken)
@@ -120,18 +124,18 @@ class Drain:
             self.busy = max(self.busy * GROWTH, self.least, certain)
 
     def look(self, old: Depth, new: Depth) -> None:
-        """Take two readings that are too close together to learn from: they may still show that nobody works there."""
-        if old.visible and new.visible >= old.visible and not old.in_flight and not new.in_flight:
-            self.stalled = True
+        """Take two readings however close together: they may show that nobody works there."""
+        self.stalled = self.stalled or _nobody(old, new)
 
     def _learn_busy(self, taken: float, seconds: float, expected: float) -> None:
         due = expected * seconds
         if taken < due * COLLAPSED and due - taken > COLLAPSED_SIGMAS * sqrt(due):
+            self._before = max(self._before, expected)
             self.busy, self.busy_windows = taken / seconds, max(self.busy_windows, BUSY_WINDOWS)
             self._late.clear()
             return
         if self.confident and taken > due / COLLAPSED and taken - due > SURE_SIGMAS * sqrt(taken):
-            self.busy = taken / seconds  # the workers are back
+            self.busy, self._before = taken / seconds, 0.0  # the workers are back
             return
         count = max(taken, self.busy * seconds)
         newest = NEWEST_MAX * count / (count + SHRINKAGE)
@@ -140,18 +144,19 @@ class Drain:
         self.busy += newest * (taken / seconds - self.busy)
         self.busy_windows += 1
 
-    def _look_for_stall(
-        self, old: Depth, new: Depth, waiting: int, taken: float, seconds: float, expected: float
-    ) -> None:
-        if taken >= 1:
+    def _look_for_stall(self, old: Depth, new: Depth, taken: float, due: float) -> None:
+        """`due`: messages that should have been taken."""
+        if self.stalled and taken >= 1 and taken > STILL * due and not _nobody(old, new):
             self.stalled = False
-            self._idle_s = 0.0
-        elif not waiting:
-            self._idle_s = 0.0
-        else:
-            self._idle_s += seconds
-            nobody = not old.in_flight and not new.in_flight
-            self.stalled = self.stalled or nobody or self._idle_s * expected >= IDLE_MESSAGES
+            # workers that are back are as many as they were, until a reading shows otherwise
+            self.busy, self._before = max(self.busy, self._before), 0.0
+        if not (old.visible and new.visible) or taken > STILL * due:
+            self._idle_windows, self._idle_due = 0, 0.0
+            return
+        self._idle_windows += 1
+        self._idle_due += due
+        if self._idle_windows >= IDLE_WINDOWS and self._idle_due >= IDLE_MESSAGES:
+            self.stalled = True
 
     def estimate(self, otherwise: float) -> float:
         """Return what is believed; `otherwise` is the best guess for a Region of which too little is known."""
@@ -176,6 +181,11 @@ def estimates(drains: Mapping[Region, Drain], peers: Mapping[Region, float]) -> 
     middle = median(found.values())
     least, most = (middle * times for times in SPREAD)
     return {region: min(max(rate, least), most) for region, rate in found.items()}
+
+
+def _nobody(old: Depth, new: Depth) -> bool:
+    """Messages wait, nobody holds any, and they do not become fewer."""
+    return bool(old.visible and new.visible >= old.visible and not old.in_flight and not new.in_flight)
 
 
 def _all(depth: Depth) -> int:

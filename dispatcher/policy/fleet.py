@@ -63,6 +63,7 @@ class Fleet:
         self._lost: dict[Region, list[tuple[float, float]]] = {}
         self.drains: dict[Region, float] = {}  # what the others believe of each Region's workers, on average
         self.rescuing: set[Region] = set()  # out of which others move messages
+        self.covered_until = 0.0  # what all others had sent by then is known
         self.known = 0  # how many others were at work when last learnt
 
     def learn(self, reports: Mapping[str, Report], now: float) -> None:
@@ -78,6 +79,8 @@ class Fleet:
             self._last[name] = report
         self.learned_at = now
         self.known = self.live(now)
+        reported = [said.now.at for name, said in self._last.items() if self._is_live(name, now)]
+        self.covered_until = min(reported, default=now)
         self.rescuing = {r for name, said in self._last.items() if self._is_live(name, now) for r in said.rescuing}
         self.drains = _means(report.drains for report in self._last.values())
         self._lost = {

@@ -14,6 +14,8 @@ from dispatcher.model import Depth
 from dispatcher.policy.drain import Drain
 
 GRAIN_S = 0.25  # sends closer together than this are kept as one
+LOOK_S = 1.0  # readings closer together than this are one
+PENDING = 64  # readings that wait for the others' reports: far more than come before a dispatcher counts as dead
 WINDOW_MIN = 0.75  # of the interval
 ERRORS = 5  # readings in which the model is judged (routing.md §3, model check)
 SMALL, OF_FLOW, OF_DEPTH = 50.0, 0.5, 0.2
@@ -88,6 +90,7 @@ class Projection:
         self._lag_s = lag_s
         self._interval_s = interval_s
         self._learnt: tuple[float, Depth] | None = None  # the reading up to which was learnt, and what time it shows
+        self._pending: deque[tuple[float, Depth, bool]] = deque(maxlen=PENDING)
         self._errors: deque[float] = deque(maxlen=ERRORS)
         self._level = 0.0
         self._level_at = 0.0
@@ -95,16 +98,27 @@ class Projection:
         self._others_shown = 0.0  # what they had sent at `shown_at`
 
     def post(self, depth: Depth, asked_at: float, *, disturbed: bool = False) -> None:
-        """Take a reading; learn what the workers took since an earlier one, and how wrong the projection was.
-
-        `disturbed`: dispatchers move messages out of the queue, which others cannot tell from work for a moment.
-        """
+        """Take a reading. `disturbed`: dispatchers move messages out of the queue."""
         shown_at = asked_at - self._lag_s
-        if self._learnt is None:
-            self._learnt = shown_at, depth
-        since, old = self._learnt
-        seconds = shown_at - since
-        if seconds >= WINDOW_MIN * self._interval_s:
+        if self.reading is not None and shown_at >= self.shown_at + LOOK_S and not disturbed:
+            self.drain.look(self.reading, depth)
+        self._pending.append((shown_at, depth, disturbed))
+        self.reading = depth
+        self.shown_at = shown_at
+
+    def learn(self, known_until: float) -> None:
+        """Learn from the readings what the workers took, and how wrong the projection was.
+
+        Only as far as it is known, not guessed, what the others had sent: until then readings wait.
+        """
+        while self._pending and self._pending[0][0] <= known_until:
+            shown_at, depth, disturbed = self._pending.popleft()
+            if self._learnt is None:
+                self._learnt = shown_at, depth
+            since, old = self._learnt
+            seconds = shown_at - since
+            if seconds < WINDOW_MIN * self._interval_s:
+                continue
             sent = self._own.at(shown_at) - self._own.at(since) + self._others(shown_at) - self._others(since)
             self.inflow = max(0.0, sent / seconds)
             actual, projected = _waiting(depth), self._replay(_waiting(old), since, shown_at)
@@ -113,10 +127,11 @@ class Projection:
                 self._errors.append((actual - projected) / scale)
             self.drain.learn(old, depth, sent, seconds, self.drain_rate, projected, disturbed=disturbed)
             self._learnt = shown_at, depth
-        elif self.reading is not None and shown_at >= self.shown_at + 1.0 and not disturbed:
-            self.drain.look(self.reading, depth)
-        self.reading = depth
-        self.shown_at = shown_at
+
+    @property
+    def needs_since(self) -> float:
+        """Return from when on own sends must be remembered."""
+        return min(self.shown_at, self._learnt[0]) if self._learnt else self.shown_at
 
     def expect(self, drain_rate: float, now: float) -> None:
         """From now on the workers are thought to take so many messages per second."""

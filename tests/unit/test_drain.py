@@ -97,17 +97,20 @@ def test_messages_that_come_back_from_lost_workers_are_nothing_taken() -> None:
     assert drain.estimate(1.0) < 1.0
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (Depth(50, 0, 0), Depth(50, 0, 0), 0.0),  # nobody holds any: no worker there
-        (Depth(50, 8, 0), Depth(80, 8, 0), 1.0),  # fifteen should have been done
-    ],
-)
-def test_a_queue_that_stands_still_while_messages_wait_is_stalled(before: Depth, after: Depth, expected: float) -> None:
+def test_messages_that_wait_and_nobody_holds_are_a_stall_at_once() -> None:
     drain = Drain()
-    drain.learn(before, after, after.visible - before.visible, 15.0, expected, 0.0)
+    drain.look(Depth(50, 0, 0), Depth(50, 0, 0))
     assert drain.stalled
+    assert drain.observed == 0.0
+    drain.learn(Depth(50, 0, 0), Depth(60, 0, 0), 15, 15.0, 1.0, 0.0)
+    assert drain.stalled, "what others sent is known badly: five taken by nobody are none"
+
+
+def test_a_queue_that_stands_still_for_two_readings_is_stalled() -> None:
+    drain = Drain()
+    for stalled in (False, True):
+        drain.learn(Depth(50, 8, 0), Depth(80, 8, 0), 30, 15.0, 1.0, 0.0)
+        assert drain.stalled is stalled
     assert drain.observed == 0.0
 
 
@@ -126,6 +129,22 @@ def test_a_queue_that_has_nothing_to_do_or_does_something_is_not(
     drain = Drain()
     drain.learn(before, after, sent, 15.0, expected, 0.0)
     assert not drain.stalled
+
+
+def test_workers_that_are_back_from_a_stall_are_as_many_as_before_until_shown_otherwise() -> None:
+    queue = Queue(16.0, waiting=500)
+    for _ in range(4):
+        queue.window(16.0)
+    queue.rate, queue.in_flight = 0.0, 0
+    for _ in range(3):
+        queue.window(2.0)
+        queue.drain.look(Depth(50, 0, 0), Depth(60, 0, 0))
+    assert queue.drain.stalled
+    assert queue.drain.estimate(0.0) < 2.0
+    queue.rate, queue.in_flight, queue.waiting = 16.0, 2, 0.0
+    queue.window(1.0)
+    assert not queue.drain.stalled
+    assert queue.drain.estimate(0.0) == pytest.approx(16.0, rel=0.1)
 
 
 def test_slow_work_that_never_comes_is_a_stall_in_the_end_and_ends_with_the_first_message_taken() -> None:

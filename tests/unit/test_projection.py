@@ -18,7 +18,8 @@ class World:
 
     def read(self, now: float, visible: int) -> None:
         self.own.cut()
-        self.projection.post(Depth(visible, 0, 0), now)
+        self.projection.post(Depth(visible, 3, 0), now)
+        self.projection.learn(now)
         self.projection.rebuild(now)
 
     def send(self, now: float, count: int) -> None:
