@@ -4,8 +4,8 @@
 
 Each side has queues and a table of its own on one emulator, three dispatchers, and pools of 8, 4 and 2 GPUs. The same
 requests arrive at the same moments; half-way one pool is killed for 30 seconds. What counts is the time from a
-request's arrival in the master queue until a worker takes it. With `projected-wait` the operator has enabled rescue, which
-the original does not know.
+request's arrival in the master queue until a worker takes it. With `projected-wait` rescue is enabled, which the
+original does not know.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from random import Random
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from dispatcher.telemetry.probes import Probes
 
 log = structlog.get_logger()
 
+LAST_WORD_S = 2.0  # to tell the other dispatchers that this one ends
 POLL_MARGIN_S = 2.0  # between an open poll's end and a drain's deadline
 POOL = 50  # connections a client: more than its lanes can use at once, so that nothing waits for one
 
@@ -253,7 +254,9 @@ class _App:
                 ),
             ]
             await self._supervise(intake, loops, adapters)
-            await reporter.report(gone=True)
+            with suppress(TimeoutError):  # the orchestrator does not wait for ever
+                async with asyncio.timeout(LAST_WORD_S):
+                    await reporter.report(gone=True)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self.settings

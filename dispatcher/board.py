@@ -17,7 +17,7 @@ from dispatcher.model import Choice, Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import Breaker, BreakerState
 from dispatcher.policy.capacity import Capacity, remaining, together
 from dispatcher.policy.drain import Drain, estimates
-from dispatcher.policy.fleet import Fleet, Point, Report
+from dispatcher.policy.fleet import CLOCKS_S, Fleet, Point, Report
 from dispatcher.policy.projection import Projection, Sends
 from dispatcher.policy.routing import RESUME, SMOOTHING, RegionView, allot, shares
 from dispatcher.settings import Settings
@@ -26,7 +26,6 @@ READINGS_PER_TTL = 4
 LOOK_AGAIN_S = 1.0  # what depends on time alone (a reading's age) is looked at this often
 ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
-CLOCKS_S = 1.0  # dispatchers' clocks, as far as AWS's answers tell, differ by less
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
 
@@ -57,6 +56,7 @@ class _Place:
     own_reading: tuple[float, Depth] | None = None  # the last one that we took, and when it was asked for
     overloaded: bool = False  # until it is down to where it resumes
     upto: int = 0  # own messages, ever: the total that the fleet leaves to us
+    answered: int = 0  # what we asked for in the last report that was answered
     asked: int = 0  # what we said in our last report that it might become
     rescuing_since: float | None = None  # when we first wished to move its waiting messages elsewhere
     at_report: int = 0  # own messages, ever, at our last report
@@ -104,6 +104,8 @@ class Board:
                 drain(region, rules.drain), own, others, lag_s=lag_s, interval_s=ttl_s / READINGS_PER_TTL
             )
             self._places[region] = _Place(rules, now(), own, projection)
+        self._random = random
+        self._reported_at = now()
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
         self._shadow_credit = dict(self._credit)
         self._k = SMOOTHING[0]
@@ -182,7 +184,9 @@ class Board:
     @property
     def model_error(self) -> float:
         """How wrong the projected depths were of late, as a part of the depths: the worst Region's median."""
-        judged = [p for p in self._places.values() if p.rules.weight > 0 and p.drain.confident and not p.drain.stalled]
+        since = self._now() - 2 * self._ttl_s  # an error of long ago says nothing
+        places = [place for place in self._places.values() if place.rules.weight > 0 and place.known_at >= since]
+        judged = [place for place in places if place.drain.confident and not place.drain.stalled]
         errors = [place.projection.error for place in judged]
         return max((error for error in errors if error is not None), default=0.0)
 
@@ -214,11 +218,12 @@ class Board:
 
         `gone`: it is the last, and nothing more will be sent.
         """
-        now = self._now()
+        now = self._reported_at = self._now()
         sharing = self.dispatchers()
         for region, place in self._places.items():
             view = self.view(region)
-            part = math.ceil(max(0.0, view.threshold - view.committed) / sharing)
+            # rounded by chance: of fewer places than dispatchers not all ask for one, or none would get it
+            part = int(max(0.0, view.threshold - view.committed) / sharing + self._random.random())
             need = max(2 * (place.own.total - place.at_report), self._under_way_max // sharing, 2 * BATCH)
             place.asked = place.own.total + place.booked + (0 if gone else min(part, need))
             place.upto = min(place.upto, place.asked)  # others may count on that as soon as it is written
@@ -240,7 +245,9 @@ class Board:
         """Take the others' reports, as they were when ours was written; we may use what nobody had set aside."""
         if self._fleet is None:
             raise ValueError("this board was made for a dispatcher that is alone")
-        self._fleet.learn(others, self._now())
+        self._fleet.learn(others, self._now(), self._reported_at)
+        for place in self._places.values():
+            place.answered = place.asked
         for place in self._places.values():
             place.projection.learn(self._known_until())
         self._reckon(self._places.values())
@@ -255,19 +262,24 @@ class Board:
         Not under the original's policy, which goes by its own readings alone.
         """
         newest = self._fleet.newest_reading(region) if self._fleet and self._policy.projects else None
-        if newest and place.projection.reading and place.known_at + CLOCKS_S < newest[0] <= self._now():
+        known_at = place.known_at if place.projection.reading else -math.inf
+        if newest and known_at + CLOCKS_S < newest[0] <= self._now():
             asked_at, depth = newest
             # what we sent just before may or may not be in it, since clocks differ a little: then it counts twice
             self._take(region, place, depth, (asked_at, place.own.at(asked_at - self._lag_s - CLOCKS_S)))
 
     def _take_room(self, region: Region, place: _Place) -> None:
         """Take as much of what we asked for as nobody else had set aside before; who asks later sees that we asked."""
-        if self._fleet is None or place.projection.reading is None:
+        if self._fleet is None:
+            return
+        asked = min(place.answered, place.asked)  # what every later report has seen
+        if place.projection.reading is None:
+            place.upto = asked  # no more than probes anyway
             return
         view = self.view(region)
-        aside = self._fleet.set_aside(region, place.projection.shown_at, self._now())
+        aside = self._fleet.set_aside(region, place.projection.shown_at)
         room = view.threshold - (view.committed - view.others_since + max(view.others_since, aside))
-        place.upto = min(place.asked, place.own.total + place.booked + max(0, math.floor(room)))
+        place.upto = min(asked, place.own.total + place.booked + max(0, math.floor(room)))
 
     def dispatchers(self) -> int:
         """Return how many dispatchers are at work, this one included."""
@@ -364,18 +376,18 @@ class Board:
         split = shares(views, policy, k=self._k, priority=priority, without=without)
         return allot(split, credit, count, {region: views[region].budget(priority) for region in split})
 
-    def follow(self, flight: Flight, model: str, region: Region) -> Choice:
+    def follow(self, flight: Flight, model: str, region: Region, without: Collection[Region] = ()) -> Choice:
         """Move a flight, which has a place, to the Region where a copy of its message may be; return where it is now.
 
         A second copy in the same Region is better than one elsewhere, as long as sends work there: while it may get
         nothing, or its last call failed, any other Region is better, and the flight's own place if there is none.
         """
         here = flight.region
-        able = region in self.serving(model) and region not in flight.refused_by
+        able = region in self.serving(model) and region not in (*flight.refused_by, *without)
         if able and self._places[region].breaker.trusted and (here == region or self.view(region).budget() > 0):
             self._move(flight, region)
         else:
-            self.book(flight, model, without=[region, *flight.refused_by])
+            self.book(flight, model, without=[region, *flight.refused_by, *without])
         if flight.region is None:
             raise ValueError("a flight without a place cannot follow")
         return Choice(flight.region, "takeover", self.view(flight.region).wait_s)
@@ -497,7 +509,8 @@ class Board:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""
         view, depth = self.view(region), self._places[region].projection.reading
         nobody = depth is not None and depth.visible > 0 and not depth.in_flight
-        return view.breaker is not BreakerState.CLOSED or not view.budget() or (nobody and not view.stalled)
+        out = view.breaker is not BreakerState.CLOSED or not view.budget() or (nobody and not view.stalled)
+        return out and view.weight > 0
 
     def any_depth_read(self) -> bool:
         return any(place.projection.reading is not None for place in self._places.values())

@@ -31,6 +31,7 @@ class Flight:
     region: Region | None = None  # where a place is booked for it
     parked: bool = False  # only waits: for a Region, or for a call that fails and is tried again
     refused_by: dict[Region, str] = field(default_factory=dict)  # the Regions that cannot take it, and what they said
+    sent_perhaps: bool = False  # a send of it, ours or of a claim that we took over, may have gone through
     lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
 

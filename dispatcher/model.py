@@ -173,6 +173,7 @@ class Move:
     """Our intent, in the ledger until `lease_end` (epoch seconds), to move a dispatched request to another Region."""
 
     request_id: str
+    work: str
     token: str
     source: Region
     choice: Choice

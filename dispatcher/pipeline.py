@@ -203,6 +203,7 @@ class Pipeline:
                     return claim
                 case Lapsed() as old:
                     if old.region is not None:
+                        flight.sent_perhaps = True
                         choice = self.board.follow(flight, message.model_name, old.region)
                         if choice.region == old.region:
                             copy_in = old.region
@@ -287,7 +288,8 @@ class Pipeline:
 
         Only a claim tells that it was not dispatched before: then a late redelivery is a duplicate, not a reject.
         """
-        if message.deadline is None or message.deadline > self.clock.now() or flight.step is Step.SENDING:
+        late = message.deadline is not None and message.deadline <= self.clock.now()
+        if not late or flight.sent_perhaps or message.deadline is None:
             return
         await self._release(flight, claim, rejected=True)
         raise PoisonError(f"metadata.deadline: {_rfc_3339(message.deadline)} has passed")
@@ -308,6 +310,7 @@ class Pipeline:
         Region is free to get other messages, which show whether it works again.
         """
         log.warning("claim.lapsing", request_id=message.request_id, region=claim.region, until=claim.lease_end)
+        flight.sent_perhaps = True
         self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
         await asyncio.sleep(max(0.0, claim.lease_end - self.clock.now()) + JUST_PAST_S)
         _still_ours(flight)

@@ -7,7 +7,7 @@ loses nothing; it can duplicate only what was between its send and the end of it
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 from uuid import uuid4
@@ -40,6 +40,7 @@ VISIBILITY_S = 60  # of what is received to be moved: workers see it again soon 
 BATCH = 10  # messages a second and Region, so that a rescue never floods the others
 BEAT_S = 1.0
 STUCK_S = 4 * VISIBILITY_S
+HIDDEN_S, HIDDEN_MAX_S = 900, 43200 - VISIBILITY_S  # what cannot be moved; SQS: twelve hours from the receive at most
 PAUSE_MAX_S = 300.0  # after nothing could be moved: every receive is one of few
 FINISH_S = 8.0  # for moves under way when the process ends
 
@@ -76,6 +77,7 @@ class Rescue:
         while True:
             self.heartbeats.beat(NAME)
             for region in self.board.rescuable():
+                self.heartbeats.beat(NAME)
                 batch = asyncio.create_task(self._rescue(region), name=f"rescue:{region}")
                 try:
                     await asyncio.shield(batch)
@@ -105,10 +107,10 @@ class Rescue:
             outcomes = await asyncio.gather(*(self._carry(region, consumer, flight) for flight in flights))
             tried += len(outcomes)
             moved += sum(outcome != "left" for outcome in outcomes)
-        if tried and not moved:
+        if moved < tried:
             pause_s = min(PAUSE_MAX_S, 2 * pause_s)
             self._pauses[region] = (_now() + pause_s, pause_s)
-            log.warning("rescue.paused", region=region, seconds=pause_s, hint="nothing there can be moved")
+            log.warning("rescue.paused", region=region, seconds=pause_s, moved=moved, left=tried - moved)
         elif moved:
             self._pauses.pop(region, None)
 
@@ -131,24 +133,22 @@ class Rescue:
         return outcome
 
     async def _move(self, source: Region, consumer: Consumer, flight: Flight) -> str:
-        """Return how it ended: moved, copy_deleted or left. Raises AwsError, LeaseLostError, PoisonError: left, too."""
-        message = decode(flight.delivery.body, flight.delivery.attributes)
+        """Return how it ended: moved, copy_deleted or left. Raises AwsError, LeaseLostError: left, too."""
+        try:
+            message = decode(flight.delivery.body, flight.delivery.attributes)
+        except PoisonError:
+            return await self._leave(consumer, flight)
         out = [source, *self.board.standing()]  # or messages would go round between Regions that serve none
         choice = self.board.book(flight, message.model_name, message.priority, without=out)
         if choice is None:
             await consumer.keep_invisible(flight.delivery, 0)
             return "left"
         lease_end = self.clock.now() + flight.visible_until - _now() - self.terms.margin_s
-        move = Move(message.request_id, uuid4().hex, source, choice, lease_end)
+        move = Move(message.request_id, message.work, uuid4().hex, source, choice, lease_end)
         answer = await self.ledger.begin_move(move)
         if isinstance(answer, LapsedMove):  # a copy may be where the last one was going: then there once more
-            move = Move(
-                message.request_id,
-                move.token,
-                source,
-                self.board.follow(flight, message.model_name, answer.region),
-                lease_end,
-            )
+            choice = self.board.follow(flight, message.model_name, answer.region, without=out)
+            move = replace(move, choice=choice)
             answer = await self.ledger.begin_move(move, answer)
         match answer:
             case Elsewhere():
@@ -156,7 +156,12 @@ class Rescue:
                 return "copy_deleted"
             case Move():
                 return await self._send(message, move, consumer, flight)
-        await consumer.keep_invisible(flight.delivery, 0)
+        return await self._leave(consumer, flight)
+
+    async def _leave(self, consumer: Consumer, flight: Flight) -> str:
+        """Hide what cannot be moved for long, and longer each time: every receive is one of few."""
+        seconds = HIDDEN_S * 4 ** (min(flight.delivery.receives, 4) - 1)
+        await consumer.keep_invisible(flight.delivery, min(seconds, HIDDEN_MAX_S))
         return "left"
 
     async def _send(self, message: Message, move: Move, consumer: Consumer, flight: Flight) -> str:

@@ -180,7 +180,8 @@ class Settings(HttpSettings):
             raise ValueError("DISPATCHER_REGIONS: the master queue cannot be a regional queue too")
         if (self.home_region, self.dead_letter_queue_url) in [master, *regional_urls]:
             raise ValueError("DISPATCHER_DEAD_LETTER_QUEUE_URL: must be a queue of its own")
-        if (self.home_region, self.interruption_queue_url) in [master, *regional_urls]:
+        others = [master, *regional_urls, (self.home_region, self.dead_letter_queue_url)]
+        if self.interruption_queue_url and (self.home_region, self.interruption_queue_url) in others:
             raise ValueError("DISPATCHER_INTERRUPTION_QUEUE_URL: must be a queue of its own")
         if not any(regional.weight > 0 for regional in self.regions.values()):
             raise ValueError("DISPATCHER_REGIONS: at least one Region needs a weight above 0")

@@ -183,6 +183,7 @@ class Ledger:
             ":until": {"N": _number(move.lease_end)},
             ":dispatched": {"S": State.DISPATCHED},
             ":source": {"S": move.source},
+            ":work": {"S": move.work},
             ":now": {"N": _number(self._clock.now())},
         }
         if over:
@@ -192,9 +193,16 @@ class Ledger:
                 "update_item",
                 Key={"request_id": {"S": move.request_id}},
                 UpdateExpression="SET #mover = :token, #to = :to, #until = :until",
-                ConditionExpression=f"#state = :dispatched AND #region = :source AND #expires > :now AND ({free})",
-                ExpressionAttributeNames=_MOVE_NAMES
-                | {"#state": "state", "#region": "region", "#expires": "expires_at"},
+                ConditionExpression=(
+                    f"#state = :dispatched AND #region = :source AND #work = :work AND #expires > :now AND ({free})"
+                ),
+                ExpressionAttributeNames={
+                    **_MOVE_NAMES,
+                    "#state": "state",
+                    "#region": "region",
+                    "#work": "work",
+                    "#expires": "expires_at",
+                },
                 ExpressionAttributeValues=values,
             )
         except _ConditionError as refusal:
@@ -490,6 +498,7 @@ def _whereabouts(item: Mapping[str, Any]) -> Whereabouts:
         moving_to=_text(item, "moving_to", "S"),
         moving_until=_text(item, "moving_until", "N", "0"),
         expires_at=float(_text(item, "expires_at", "N", "inf")),
+        work=_text(item, "work", "S"),
     )
 
 

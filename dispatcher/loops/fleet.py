@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from dispatcher.board import Board
-from dispatcher.errors import AwsError, Stage
+from dispatcher.errors import AwsError, Cause, Stage
 from dispatcher.policy.fleet import Report
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -17,6 +17,7 @@ log = structlog.get_logger()
 LOOK_S = 0.1
 SOONER_S = 1.0  # between two reports, when room runs short
 STUCK_S = 60.0
+MANY = 16  # dispatchers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,11 @@ class FleetReporter:
             self.heartbeats.beat("fleet")
             readings, reported_at = self.board.readings, self.now()
             await self.report()
-            while self.board.readings == readings and not self._short(reported_at):
-                if self.now() >= reported_at + self.interval_s:
+            # the item is written whole: many dispatchers, or many Regions' readings, must not make it a hot one
+            often = self.interval_s / 4 if self.board.dispatchers() <= MANY else self.interval_s
+            while not self._short(reported_at):
+                read = self.board.readings > readings and self.now() >= reported_at + often
+                if read or self.now() >= reported_at + self.interval_s:
                     break
                 await asyncio.sleep(LOOK_S)
 
@@ -49,8 +53,12 @@ class FleetReporter:
         except AwsError as fault:
             self.metrics.error(Stage.ROUTE, fault.cause)
             log.warning("fleet.unreported", fault=str(fault))
-        else:
+            return
+        try:
             self.board.learn_fleet(others)
+        except Exception:  # another process's word must never end ours
+            self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
+            log.exception("fleet.unread")
 
     def _short(self, reported_at: float) -> bool:
         return self.now() >= reported_at + min(SOONER_S, self.interval_s) and self.board.wants_room()

@@ -48,8 +48,8 @@ class InterruptionWatch:
             try:
                 deliveries = await self.receive(BATCH)
                 for delivery in deliveries:
-                    self._take(delivery)
-                    await self.acknowledge(delivery)
+                    if self._take(delivery):
+                        await self.acknowledge(delivery)
                 failures = 0
                 if not deliveries:
                     await asyncio.sleep(PAUSE_S)
@@ -59,10 +59,16 @@ class InterruptionWatch:
                 await asyncio.sleep(backoff_s(failures, self.random))
                 failures += 1
 
-    def _take(self, delivery: Delivery) -> None:
+    def _take(self, delivery: Delivery) -> bool:
+        """Return whether it was one of EventBridge's events; anything else is not ours to delete."""
         told = interruption(delivery.body)
-        if told is None or told.region not in self.instances:
-            log.info("interruption.ignored", message_id=delivery.message_id)
+        if told is None:
+            log.warning(
+                "interruption.unknown", message_id=delivery.message_id, hint="send only such events to this queue"
+            )
+            return False
+        if told.region not in self.instances:
+            log.info("interruption.ignored", region=told.region)
         elif told.instance not in self._seen:
             self._seen.append(told.instance)
             capacity = self.board.capacity(told.region)
@@ -70,3 +76,4 @@ class InterruptionWatch:
             log.warning(
                 "interruption.coming", region=told.region, instance=told.instance, capacity=capacity.now(self.now())
             )
+        return True

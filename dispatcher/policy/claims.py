@@ -73,12 +73,17 @@ class Whereabouts:
     moving_to: str
     moving_until: str
     expires_at: float
+    work: str
 
 
 def judge_move(old: Whereabouts, move: Move, now: float) -> Move | LapsedMove | Elsewhere | Unmovable:
     """Return what becomes of a move, given the item that refused it, at `now` (epoch seconds, corrected)."""
     if old.state != State.DISPATCHED or old.expires_at <= now:
         return Unmovable(f"the ledger says {old.state or 'nothing'}")
+    if old.work != move.work:
+        return Unmovable("the ledger has other work under this id")
+    if old.mover and old.moving_to == move.source:
+        return Unmovable("it is just being moved here")  # whoever deleted it now might delete the only copy
     if old.region != move.source:
         return Elsewhere()
     if old.mover == move.token:

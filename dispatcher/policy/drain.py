@@ -61,6 +61,7 @@ class Drain:
     _late: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """What they took between the last readings, and in how many seconds."""
     stalled: bool = False  # messages wait and none is taken
+    _like_work: float = 0.0  # messages that seem taken since dispatchers began to move some out
     _before: float = 0.0  # what the workers could do before they collapsed
     _idle_windows: int = 0  # in a row
     _idle_due: float = 0.0  # messages that should have been taken in them
@@ -105,8 +106,10 @@ class Drain:
         if seconds <= 0:
             return
         if disturbed:
-            self.stalled = self.stalled and sent - (_all(new) - _all(old)) < DISTURBANCE
+            self._like_work += sent - (_all(new) - _all(old))
+            self.stalled = self.stalled and self._like_work < DISTURBANCE
             return
+        self._like_work = 0.0
         waiting = min(old.visible, new.visible)
         taken = max(0.0, sent - (_all(new) - _all(old)))
         self._look_for_stall(old, new, taken, seconds * expected)
@@ -169,7 +172,7 @@ def estimates(drains: Mapping[Region, Drain], peers: Mapping[Region, float]) -> 
 
     A Region of which too little is known is taken for an average one, or for what others believe of it.
     """
-    known = [drain.busy for drain in drains.values() if drain.confident]
+    known = [drain.busy for drain in drains.values() if drain.confident and not drain.stalled and drain.busy]
     if not known:  # nobody was ever short of workers: the best that any did is what each may be able to do
         known = [max(drain.least for drain in drains.values())]
     if not any(known):
@@ -178,7 +181,7 @@ def estimates(drains: Mapping[Region, Drain], peers: Mapping[Region, float]) -> 
         return {}
     typical = median(known)
     found = {region: drain.estimate(peers.get(region, typical)) for region, drain in drains.items()}
-    middle = median(found.values())
+    middle = median([rate for region, rate in found.items() if rate and not drains[region].stalled] or [typical])
     least, most = (middle * times for times in SPREAD)
     return {region: min(max(rate, least), most) for region, rate in found.items()}
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 
 from dispatcher.model import Depth, Region
 
-POINTS_KEPT = 64
-POINTS_PER_INTERVAL = 8
-"""A dispatcher that is short of room reports often: of such reports only as many are kept."""
-DEAD_AFTER = 2.0
-"""Intervals without a report: one may fail, or come late."""
+CLOCKS_S = 1.0
+"""Dispatchers' clocks, as far as AWS's answers tell, differ by less."""
+POINTS_KEPT = 100
+"""Reports of each that are kept, over as long as a reading may be old; of more frequent ones only as many."""
+DEAD_AFTER, DEAD_AFTER_MIN_S = 2.0, 5.0
+"""Intervals without a report: one may fail, or come late. Seconds at least: a call and a clock take their time."""
+READING_MAX_INTERVALS = 8
+"""A reading older than two TTLs, of four intervals each, counts for nothing."""
 FORGOTTEN_AFTER = 40.0  # intervals: then its report is taken out of the item
 
 
@@ -50,13 +53,16 @@ class Fleet:
     """
 
     def __init__(self, interval_s: float, *, lag_s: float = 0.0) -> None:
-        self._dead_after_s = DEAD_AFTER * interval_s
+        self._dead_after_s = max(DEAD_AFTER * interval_s, DEAD_AFTER_MIN_S)
+        self._remembered_s = lag_s + 3 * READING_MAX_INTERVALS * interval_s / 2 + CLOCKS_S
+        self._spacing_s = self._remembered_s / POINTS_KEPT
         self._forgotten_after_s = FORGOTTEN_AFTER * interval_s
-        self._spacing_s = interval_s / POINTS_PER_INTERVAL
-        self._lag_s = lag_s
         self._points: dict[str, deque[Point]] = {}
         self._last: dict[str, Report] = {}
         self.learned_at: float | None = None
+        self.heard_at: float | None = (
+            None  # when our last report was made that was answered: to the others we live so long
+        )
         self._totals: dict[Region, float] = {}  # of all others, when last learnt
         self._rates: dict[Region, float] = {}  # messages per second since; the dead send none
         self._peer_rates: dict[str, dict[Region, float]] = {}
@@ -66,16 +72,19 @@ class Fleet:
         self.covered_until = 0.0  # what all others had sent by then is known
         self.known = 0  # how many others were at work when last learnt
 
-    def learn(self, reports: Mapping[str, Report], now: float) -> None:
-        """Take what the item holds, our own report left out."""
+    def learn(self, reports: Mapping[str, Report], now: float, reported_at: float | None = None) -> None:
+        """Take what the item holds, our own report left out; that one was made at `reported_at`."""
+        self.heard_at = now if reported_at is None else reported_at
         for name in self._points.keys() - reports.keys():
             del self._points[name], self._last[name]
         for name, report in reports.items():
-            points = self._points.setdefault(name, deque([report.past], maxlen=POINTS_KEPT))
+            points = self._points.setdefault(name, deque([report.past]))
             if report.now.at > points[-1].at:
                 if len(points) > 1 and points[-1].at - points[-2].at < self._spacing_s:
                     points.pop()
                 points.append(report.now)
+            while len(points) > 2 and points[1].at < now - self._remembered_s:
+                points.popleft()
             self._last[name] = report
         self.learned_at = now
         self.known = self.live(now)
@@ -84,7 +93,11 @@ class Fleet:
         self.rescuing = {r for name, said in self._last.items() if self._is_live(name, now) for r in said.rescuing}
         self.drains = _means(report.drains for report in self._last.values())
         self._lost = {
-            region: [(left, report.now.at) for report in self._last.values() if (left := report.capacity[region]) < 1.0]
+            region: [
+                (left, report.now.at)
+                for report in self._last.values()
+                if (left := report.capacity.get(region, 1.0)) < 1.0
+            ]
             for region in {region for report in self._last.values() for region in report.capacity}
         }
         self._peer_rates = {
@@ -97,7 +110,7 @@ class Fleet:
 
     def believed(self, now: float) -> bool:
         """Whether what is known of the others is young enough to go by."""
-        return self.learned_at is not None and now - self.learned_at <= self._dead_after_s
+        return self.heard_at is not None and now - self.heard_at <= self._dead_after_s
 
     def live(self, now: float) -> int:
         """Return how many others are at work."""
@@ -113,13 +126,13 @@ class Fleet:
             return self._totals.get(region, 0.0) + self._rates.get(region, 0.0) * (time - self.learned_at)
         return self._total(region, time)
 
-    def set_aside(self, region: Region, since: float, now: float) -> int:
+    def set_aside(self, region: Region, since: float) -> int:
         """Return the most that all others can have sent there after `since`, until their next reports.
 
-        What the dead had set aside is free again once a reading would show what they had still sent of it.
+        What the dead had set aside is free again for a reading that shows what they had still sent of it.
         """
         return sum(
-            self._at_most(report, region, now) - _certainly(self._points[name], region, since)
+            max(0, self._at_most(report, region, since) - _certainly(self._points[name], region, since - CLOCKS_S))
             for name, report in self._last.items()
         )
 
@@ -142,9 +155,9 @@ class Fleet:
         report = self._last[name]
         return not report.gone and now - report.now.at <= self._dead_after_s
 
-    def _at_most(self, report: Report, region: Region, now: float) -> int:
+    def _at_most(self, report: Report, region: Region, since: float) -> int:
         sent = report.now.sent.get(region, 0)
-        lapsed = now - report.now.at > self._dead_after_s + self._lag_s
+        lapsed = since > report.now.at + self._dead_after_s + CLOCKS_S  # nothing is sent so late after a report
         return sent if report.gone or lapsed else max(sent, report.upto.get(region, 0))
 
     def _total(self, region: Region, time: float) -> float:

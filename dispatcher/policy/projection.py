@@ -13,6 +13,7 @@ from statistics import median
 from dispatcher.model import Depth
 from dispatcher.policy.drain import Drain
 
+HISTORY_MAX = 4000  # grains: a quarter of an hour without a pause
 GRAIN_S = 0.25  # sends closer together than this are kept as one
 LOOK_S = 1.0  # readings closer together than this are one
 PENDING = 64  # readings that wait for the others' reports: far more than come before a dispatcher counts as dead
@@ -44,6 +45,8 @@ class Sends:
             self._grain_began = now
             self._times.append(now)
             self._totals.append(self.total)
+            if len(self._times) > HISTORY_MAX:  # a Region that is not read for long
+                self.forget(self._times[HISTORY_MAX // 2])
 
     def cut(self) -> None:
         """Keep what comes from now on apart from what came before."""

@@ -73,7 +73,7 @@ class Probes:
         try:
             said = json.loads(await request.text())
             left = float(said["capacity"]) if not isinstance(said["capacity"], bool) else math.nan
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
             left = math.nan
         if not 0 <= left <= 1:
             return _refusal(400, 'say {"capacity": 0.25}: the part of the usual workers that is left, 0 to 1')

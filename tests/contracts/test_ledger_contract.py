@@ -501,7 +501,7 @@ async def dispatched(subject: Subject, request_id: str) -> None:
 
 
 def move(subject: Subject, request_id: str, *, to: Region = B, source: Region = A, lease_s: float = 45.0) -> Move:
-    return Move(request_id, uuid4().hex, source, chosen(to), subject.time.now() + lease_s)
+    return Move(request_id, "work", uuid4().hex, source, chosen(to), subject.time.now() + lease_s)
 
 
 async def test_a_move_leaves_the_request_dispatched_all_along_and_ends_in_the_other_region(
@@ -566,6 +566,24 @@ async def test_an_abandoned_move_is_as_if_it_had_never_begun(subject: Subject, i
     await subject.one.abandon_move(first)
     second = move(subject, request_id)
     assert await subject.two.begin_move(second) == second
+
+
+async def test_a_copy_that_is_just_arriving_is_not_taken_for_one_too_many(subject: Subject, ids: Ids) -> None:
+    """It is being moved from A to B: whoever rescues out of B meanwhile must not delete what may be the only copy."""
+    request_id = ids()
+    await dispatched(subject, request_id)
+    first = move(subject, request_id, to=B, lease_s=5.0)
+    await subject.one.begin_move(first)
+    assert isinstance(await subject.two.begin_move(move(subject, request_id, source=B, to=A)), Unmovable)
+    subject.time.ahead_s += 60.0
+    assert isinstance(await subject.two.begin_move(move(subject, request_id, source=B, to=A)), Unmovable), "even late"
+    await subject.one.end_move(first, "sqs-2")
+
+
+async def test_other_work_under_the_same_id_is_not_moved(subject: Subject, ids: Ids) -> None:
+    request_id = ids()
+    await dispatched(subject, request_id)
+    assert isinstance(await subject.one.begin_move(replace(move(subject, request_id), work="other")), Unmovable)
 
 
 @pytest.mark.parametrize("state", ["unknown", "claimed", "released", "forgotten"])

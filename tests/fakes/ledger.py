@@ -116,9 +116,11 @@ class FakeLedger:
             item = self.items.get(move.request_id)
             if item is None or item.state != "dispatched" or item.expires_at <= self._now():
                 return Unmovable("the ledger says something else")
+            there = item.move
+            if item.work != move.work or (there and there.choice.region == move.source):
+                return Unmovable("other work, or just being moved here")
             if item.region != move.source:
                 return Elsewhere()
-            there = item.move
             same = over and there and (there.token, _text(there.lease_end)) == (over.token, over.until)
             if there is None or there.token == move.token or same:
                 self._put("begin_move", replace(item, move=move))

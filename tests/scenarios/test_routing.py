@@ -214,7 +214,8 @@ async def test_a_spot_interruption_warning_lowers_capacity(world: World) -> None
     for instance in ("i-1", "i-2", "i-1"):
         event["detail"] = {"instance-id": instance, "instance-action": "terminate"}
         await world.sqs[HOME].send_message(QueueUrl=url, MessageBody=json.dumps(event))
-    await world.sqs[HOME].send_message(QueueUrl=url, MessageBody="no event at all")
+    event["region"], event["detail"] = "mars-1", {"instance-id": "i-9", "instance-action": "terminate"}
+    await world.sqs[HOME].send_message(QueueUrl=url, MessageBody=json.dumps(event))
 
     async def lower() -> bool:
         return bool((await dispatcher.status())["regions"][A]["capacity"] < 0.6)

@@ -74,6 +74,7 @@ STEPS = st.lists(
         st.tuples(st.just("read"), st.sampled_from(NAMES)),
         st.tuples(st.just("report"), st.sampled_from(NAMES)),
         st.tuples(st.just("lost answer"), st.sampled_from(NAMES)),
+        st.tuples(st.just("lost request"), st.sampled_from(NAMES)),
         st.tuples(st.just("die"), st.sampled_from(NAMES)),
         st.tuples(st.just("leave"), st.sampled_from(NAMES)),
         st.tuples(st.just("send"), st.sampled_from(NAMES), st.integers(1, 60)),
@@ -107,6 +108,8 @@ def test_nothing_is_sent_past_a_threshold_whoever_comes_goes_dies_or_is_late(
                     world.report(name)
                 case "lost answer":
                     world.report(name, answered=False)
+                case "lost request":
+                    world.boards[name].report()
                 case "die":
                     del world.boards[name]
                 case "leave":
@@ -124,6 +127,42 @@ def test_who_has_not_heard_from_the_others_yet_may_send_nothing() -> None:
     assert world.send("one", 10) == 0
     world.report("one")
     assert world.send("one", 10) == 10
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(10, 8), (100, 16), (3, 4)])
+def test_of_few_places_among_many_dispatchers_none_stays_empty(threshold: int, count: int) -> None:
+    """All ask at once, again and again, of an empty queue: somebody must get something."""
+    world = World(threshold=threshold)
+    names = [f"n{n}" for n in range(count)]
+    for name in names:
+        world.join(name)
+    for _ in range(40):
+        for name in names:
+            world.look(name)
+            world.send(name, 200)
+            world.now += INTERVAL_S / 4 / count
+    assert world.depth == {A: threshold, B: threshold}
+
+
+def test_reports_of_dispatchers_with_other_regions_are_read_as_far_as_they_go() -> None:
+    fleet = Fleet(INTERVAL_S)
+    one = Report(Point(100, {A: 5}), Point(90, {A: 0}), {A: 9}, {A: 2.0}, {A: 0.5})
+    two = Report(Point(100, {B: 7}), Point(90, {B: 0}), {B: 9}, {B: 3.0}, {B: 1.0})
+    fleet.learn({"one": one, "two": two}, 101)
+    assert (fleet.set_aside(A, 95), fleet.set_aside(B, 95)) == (9, 9)
+    assert fleet.drains == {A: 2.0, B: 3.0}
+
+
+def test_a_region_that_could_never_be_read_gets_probes() -> None:
+    world = World(policy=Policy.FIXED)
+    board = world.join("one")
+    world.report("one")
+    board.post(A, Depth(0, 0, 0), board.begin_reading(A))
+    world.report("one")
+    world.now += 100
+    board.post(A, Depth(0, 0, 0), board.begin_reading(A))
+    world.report("one")
+    assert 0 < board.shares()[B] <= 0.02
 
 
 def test_three_dispatchers_use_all_of_the_room_between_them() -> None:
@@ -249,15 +288,16 @@ def test_a_stranger_s_old_sends_are_told_from_new_ones() -> None:
     """Met for the first time it has sent a million; only what came after a reading counts against the room."""
     fleet = Fleet(INTERVAL_S)
     fleet.learn({"x": report(100, 1_000_050, upto=1_000_070, past=(85, 1_000_000))}, 101)
-    assert fleet.set_aside(A, 90, 101) == 70
-    assert fleet.set_aside(A, 100, 101) == 20
+    assert fleet.set_aside(A, 90) == 70
+    assert fleet.set_aside(A, 100) == 70, "clocks may differ by a second"
+    assert fleet.set_aside(A, 101) == 20
 
 
 def test_reports_in_a_hurry_do_not_push_the_older_ones_out() -> None:
     fleet = Fleet(INTERVAL_S)
     for n in range(1000):
         fleet.learn({"x": report(100 + n * 0.1, n, upto=n)}, 100 + n * 0.1)
-    assert fleet.set_aside(A, 150, 200) == pytest.approx(1000 - 500, abs=25)
+    assert fleet.set_aside(A, 150) == pytest.approx(1000 - 490, abs=25)
 
 
 def test_a_reading_of_another_dispatcher_is_as_good_as_one_s_own_if_it_is_newer() -> None:
