@@ -51,9 +51,11 @@ def _cell(name: str, summary: Mapping[str, float]) -> str:
 def plot(scenario: Scenario, outcomes: Sequence[Outcome], file: Path) -> None:
     """Draw, for each policy, every Region's depth over time, and below all policies' waits. PNG or SVG, by the name."""
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError as missing:
         raise PlotError("plots need matplotlib: pip install 'regional-dispatcher[plot]'") from missing
+    rcParams["svg.hashsalt"] = scenario.name
     rows = len(outcomes) + 1
     figure = Figure(figsize=(10, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
@@ -75,6 +77,7 @@ def plot(scenario: Scenario, outcomes: Sequence[Outcome], file: Path) -> None:
     axes[-1].legend(loc="lower right", fontsize="small")
     figure.suptitle(f"{scenario.name}: {scenario.about}")
     try:
-        figure.savefig(file, dpi=110)
+        # without a date in it, the same seed draws the same file
+        figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
     except (OSError, ValueError) as fault:
         raise PlotError(f"{file}: {fault}") from fault

@@ -11,7 +11,7 @@ from dispatcher.errors import ConfigurationError
 from dispatcher.model import Region
 
 RECORDING = Path(__file__).with_name("recording.jsonl")
-"""Of the demo: what `dispatcher record` wrote while it ran."""
+"""Written while `make duel` ran: three Regions on an emulator, one of which lost its workers for 30 seconds."""
 
 Rate = Callable[[float], float]
 """Seconds since the start to messages per second."""
@@ -88,7 +88,6 @@ BUILT_IN: Mapping[str, Scenario] = {
             "the largest Region falls to 10 % of its workers for 20 minutes",
             {**_UNEQUAL, _A: replace(_UNEQUAL[_A], left=_lost)},
             load=0.6,
-            seconds=8400,
         ),
         Scenario("burst", "two minutes of fivefold traffic every twenty", _UNEQUAL, load=0.6, shape=_bursts),
         Scenario("diurnal", "traffic that comes and goes like a day, in two hours", _UNEQUAL, load=0.6, shape=_day),

@@ -1,5 +1,6 @@
 """The commands, as an operator types them, against a real emulator."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from dispatcher.demo.cloud import Cloud, free_port
-from tests.scenarios.world import World, request, requests
+from tests.scenarios.world import REGIONS, World, request, requests
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -172,3 +173,27 @@ def test_status_of_nothing_that_answers_is_no_success(run: Run, provisioned: dic
     assert shown.returncode == 1
     assert "unreadable" in shown.stdout
     assert "None" not in shown.stdout
+
+
+async def test_what_is_recorded_of_a_live_system_can_be_simulated(world: World, run: Run, tmp_path: Path) -> None:
+    """A few seconds of it: depths, and what all dispatchers sent."""
+    await world.start()
+    settings = world.resources.environment()
+    file = tmp_path / "live.jsonl"
+    recording = asyncio.create_task(
+        asyncio.to_thread(run, "record", str(file), "--minutes", "0.1", "--every", "1", "--json", settings=settings)
+    )
+    for n in range(10):
+        await world.send(requests(6, f"s{n}"))
+        for region in REGIONS:
+            await world.take(region)
+        await asyncio.sleep(0.5)
+    said = await recording
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["frames"] == 7
+    frames = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(frame["regions"].keys() == set(REGIONS) for frame in frames)
+    assert 0 < sum(region["sent"] for region in frames[-1]["regions"].values()) <= 60
+    played = run("simulate", "recorded", "--file", str(file), "--json")
+    assert played.returncode == 0, played.stderr
+    assert json.loads(played.stdout)["policies"]["projected-wait"]["messages"] > 0

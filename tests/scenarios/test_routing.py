@@ -280,12 +280,10 @@ async def test_nothing_is_rescued_unless_the_operator_says_so(world: World) -> N
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(How.HANG_DONE, "UpdateItem", containing="moving_to"),
         Fault(How.HANG_DONE, "SendMessageBatch"),
-        Fault(How.HANG, "UpdateItem", containing="moved_from"),
         Fault(How.HANG, "DeleteMessageBatch", region=A),
     ],
-    ids=["claimed", "sent", "unconfirmed", "undeleted"],
+    ids=["sent", "undeleted"],
 )
 async def test_a_rescue_that_is_killed_loses_nothing_and_repeats_only_what_was_being_sent(
     world: World, fault: Fault
@@ -301,21 +299,19 @@ async def test_a_rescue_that_is_killed_loses_nothing_and_repeats_only_what_was_b
         await asyncio.sleep(0.5)
         await first.kill()
     sent = {i for call in world.proxy.made("SendMessageBatch")[before:] for i in ids_sent(call.body)}
-    # what was received is visible again after a minute; the test need not wait for it
-    await world.make_visible(A)
     await world.start(REGIONS=withdrawn(world), RESCUE="true")
 
     async def empty() -> bool:
         return await world.counts(A, world.regional(A)) == (0, 0)
 
-    await until(empty, "nothing left behind", within=100)
+    await until(empty, "nothing left behind, once what was received is visible again", within=100)
     await asyncio.sleep(0.5)
     working.cancel()
     came = Counter(arrival.body for arrival in workers.arrivals)
     assert set(came) == set(bodies), "nothing is lost"
     assert {json.loads(body)["request_id"] for body, count in came.items() if count > 1} <= sent
-    if fault.operation == "DeleteMessageBatch" or "moving_to" in fault.containing:
-        assert max(came.values()) == 1, "confirmed, or never sent: no copy"
+    if fault.operation == "DeleteMessageBatch":
+        assert max(came.values()) == 1, "the ledger knew: no copy"
 
 
 # --- models, priorities, tenants, deadlines ---------------------------------------------------------------------
@@ -395,6 +391,8 @@ async def test_a_redelivery_after_the_deadline_of_what_was_dispatched_is_a_dupli
 async def test_a_shadow_policy_is_compared_and_obeyed_by_nobody(world: World) -> None:
     regions = json.loads(world.regions())
     regions[A]["weight"] = 8
+    for n in range(20):  # the original would rather send elsewhere
+        await world.sqs[A].send_message(QueueUrl=world.regional(A), MessageBody=f"waiting {n}")
     dispatcher = await world.start(ROUTING_POLICY="fixed", SHADOW_POLICY="inverse-depth", REGIONS=json.dumps(regions))
     bodies = requests(100)
     await world.send(bodies)
@@ -402,7 +400,8 @@ async def test_a_shadow_policy_is_compared_and_obeyed_by_nobody(world: World) ->
     metrics = await dispatcher.metrics()
     assert metrics.total("dispatched_total", target_region=A) == pytest.approx(80, abs=2)
     assert metrics.total("shadow_choices_total") == 100
-    assert metrics.total("shadow_differences_total") >= 1
+    assert metrics.total("shadow_choices_total", target_region=A) < 50
+    assert metrics.total("shadow_differences_total") >= 30
     assert sum(metrics.total("shadow_region_share", target_region=region) for region in REGIONS) == pytest.approx(1)
 
 

@@ -295,12 +295,6 @@ class World:
             entries = [{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(messages)]
             await self.sqs[region].delete_message_batch(QueueUrl=url, Entries=entries)
 
-    async def make_visible(self, region: str) -> None:
-        """Give back what a dead process had received: as if its visibility were over."""
-        await self.sqs[region].set_queue_attributes(
-            QueueUrl=self.regional(region), Attributes={"VisibilityTimeout": "3600"}
-        )
-
     async def item(self, request_id: str) -> dict[str, str]:
         """What the ledger holds of a request."""
         aws = aioboto3.Session(aws_access_key_id="emulator", aws_secret_access_key="emulator")
