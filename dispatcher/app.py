@@ -33,7 +33,7 @@ from dispatcher.model import Depth, Outcome, Priority, Region
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
-from dispatcher.rescue import VISIBILITY_S, Rescue
+from dispatcher.rescue import Rescue, visibility_s
 from dispatcher.settings import Settings
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -218,10 +218,11 @@ class _App:
                     )
                 )
             if settings.rescue:
+                hidden_s = visibility_s(self.terms)
                 consumers = {
                     region: [
                         await stack.enter_async_context(
-                            MasterQueue(url, senders[region], senders[region], wait_s=0, visibility_s=VISIBILITY_S)
+                            MasterQueue(url, senders[region], senders[region], wait_s=0, visibility_s=hidden_s)
                         )
                         for url in rules.queue_urls
                     ]

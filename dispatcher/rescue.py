@@ -36,13 +36,18 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 NAME = "rescue"
-VISIBILITY_S = 60  # of what is received to be moved: workers see it again soon if we die
+VISIBILITY_S = 60  # most, of what is received to be moved: workers see it again soon if we die
 BATCH = 10  # messages a second and Region, so that a rescue never floods the others
 BEAT_S = 1.0
 STUCK_S = 4 * VISIBILITY_S
 HIDDEN_S, HIDDEN_MAX_S = 900, 43200 - VISIBILITY_S  # what cannot be moved; SQS: twelve hours from the receive at most
 PAUSE_MAX_S = 300.0  # after nothing could be moved: every receive is one of few
 FINISH_S = 8.0  # for moves under way when the process ends
+
+
+def visibility_s(terms: Terms) -> int:
+    """Return how long consumers must hide what they receive for a rescue."""
+    return min(VISIBILITY_S, terms.visibility_s)
 
 
 class MoveLedger(Protocol):
@@ -103,7 +108,8 @@ class Rescue:
                 self.metrics.error(Stage.RECEIVE, fault.cause)
                 log.warning("rescue.unread", region=region, fault=str(fault))
                 continue
-            flights = [Flight(d, received_at, visible_until=received_at + VISIBILITY_S) for d in deliveries]
+            visible_until = received_at + visibility_s(self.terms)
+            flights = [Flight(delivery, received_at, visible_until) for delivery in deliveries]
             outcomes = await asyncio.gather(*(self._carry(region, consumer, flight) for flight in flights))
             tried += len(outcomes)
             moved += sum(outcome != "left" for outcome in outcomes)
