@@ -63,6 +63,9 @@ class Drain:
     stalled: bool = False  # messages wait and none is taken
     _like_work: float = 0.0  # messages that seem taken since dispatchers began to move some out
     _before: float = 0.0  # what the workers could do before they collapsed
+    _early: float = (
+        0.0  # messages, as a negative number, that were there at the last reading before they counted as sent
+    )
     _idle_windows: int = 0  # in a row
     _idle_due: float = 0.0  # messages that should have been taken in them
 
@@ -111,7 +114,10 @@ class Drain:
             return
         self._like_work = 0.0
         waiting = min(old.visible, new.visible)
-        taken = max(0.0, sent - (_all(new) - _all(old)))
+        found = sent - (_all(new) - _all(old))
+        # what was just being sent at the last reading may have been in it, and is counted as sent only now
+        taken = max(0.0, found + self._early)
+        self._early = min(0.0, found)
         self._look_for_stall(old, new, taken, seconds * expected)
         if taken or waiting:  # else nobody was asked to do anything
             self._late.append((taken, seconds))

@@ -97,6 +97,15 @@ def test_messages_that_come_back_from_lost_workers_are_nothing_taken() -> None:
     assert drain.estimate(1.0) < 1.0
 
 
+def test_what_was_just_being_sent_at_a_reading_is_not_taken_by_anybody() -> None:
+    """Ten messages are there before they count as sent: ten too few seem taken, and ten too many the next time."""
+    drain = Drain()
+    drain.learn(Depth(0, 0, 0), Depth(100, 0, 0), 90, 15.0, 0.0, 90.0)
+    drain.learn(Depth(100, 0, 0), Depth(100, 0, 0), 10, 15.0, 0.0, 110.0)
+    assert drain.least == 0.0
+    assert drain.estimate(1.0) < 1.0
+
+
 def test_messages_that_wait_and_nobody_holds_are_a_stall_at_once() -> None:
     drain = Drain()
     drain.look(Depth(50, 0, 0), Depth(50, 0, 0))
