@@ -14,7 +14,7 @@ from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-LOOK_S = 0.1
+LOOK_S = 0.25
 SOONER_S = 1.0  # between two reports, when room runs short
 STUCK_S = 60.0
 MANY = 16  # dispatchers

@@ -336,3 +336,17 @@ def test_the_long_silent_are_forgotten() -> None:
     fleet.learn({"x": report(100, 50)}, 100)
     assert not fleet.forgotten(200)
     assert fleet.forgotten(100 + 50 * INTERVAL_S) == ["x"]
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_four_that_start_at_once_split_the_first_thousand_as_the_shares_say(policy: Policy) -> None:
+    """failures.md 45: equal snapshots, and nobody begins with the same Region as all the others."""
+    world = World(threshold=10_000, policy=policy)
+    for name in NAMES:
+        world.join(name)
+        world.look(name)
+    for _ in range(250):
+        for name in NAMES:
+            world.look(name) if not world.boards[name].view(A).allowance else None
+            assert world.send(name, 1) == 1
+    assert abs(world.depth[A] - world.depth[B]) <= 100

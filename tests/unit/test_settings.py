@@ -231,6 +231,17 @@ def regions(rules: Any, name: str = "eu-west-1") -> str:
         ("DISPATCHER_REGIONS", regions(f"{SQS}/a", "")),
         ("DISPATCHER_REGIONS", regions(f"{SQS}/a", "Virginia, please")),
         ("DISPATCHER_ROUTING_POLICY", "random"),
+        ("DISPATCHER_REGIONS", regions({"queue_url": f"{SQS}/a", "queues": {"urgent": f"{SQS}/b"}})),
+        ("DISPATCHER_REGIONS", regions({"queue_url": f"{SQS}/a", "queues": {"high": "b"}})),
+        ("DISPATCHER_REGIONS", regions({"queue_url": f"{SQS}/a", "queues": {"high": f"{SQS}/master"}}, "us-east-1")),
+        ("DISPATCHER_REGIONS", regions({"queue_url": f"{SQS}/a", "drain_per_second": 0})),
+        ("DISPATCHER_REGIONS", regions({"queue_url": f"{SQS}/a", "instances": 0})),
+        ("DISPATCHER_SHADOW_POLICY", "random"),
+        ("DISPATCHER_RESCUE", "sometimes"),
+        ("DISPATCHER_FAIR_QUEUES", "no idea"),
+        ("DISPATCHER_INTERRUPTION_QUEUE_URL", "warnings"),
+        ("DISPATCHER_INTERRUPTION_QUEUE_URL", f"{SQS}/master"),
+        ("DISPATCHER_HTTP_TOKEN", "too short"),
         ("DISPATCHER_LEDGER_BATCHING", "perhaps"),
         ("DISPATCHER_OVERLOAD_THRESHOLD", "0"),
         ("DISPATCHER_DEPTH_TTL_SECONDS", "0"),
@@ -252,6 +263,14 @@ def test_a_bad_value_is_one_line_that_names_its_variable(environment: SetAll, va
     environment(**{variable: bad})
     (line,) = faults()
     assert variable in line
+
+
+def test_a_token_is_never_shown(environment: SetAll) -> None:
+    environment(DISPATCHER_HTTP_TOKEN="secret")
+    assert not any("secret" in line for line in faults())
+    environment(DISPATCHER_HTTP_TOKEN="a-secret-of-some-length")
+    settings = load()
+    assert "a-secret" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
 @pytest.mark.parametrize("other", ["HTTP_PORT", "REGIONS"])
