@@ -1,6 +1,6 @@
 """What the other dispatchers send, and how a Region's room is shared with them. Pure: time is handed in, in seconds.
 
-Each dispatcher reports, at each of its readings, what it has sent to each Region and the total that it will not pass
+Each dispatcher reports, after its readings, what it has sent to each Region and the total that it will not pass
 before its next report (`upto`). Reports are writes to one item, so each sees every earlier one. Who reports may use of
 a Region's room what nobody who reported before has set aside: however many there are, and whoever comes new, together
 they never pass a threshold.
@@ -20,7 +20,8 @@ DEAD_AFTER, DEAD_AFTER_MIN_S = 2.0, 5.0
 """Intervals without a report: one may fail, or come late. Seconds at least: a call and a clock take their time."""
 READING_MAX_INTERVALS = 8
 """A reading older than two TTLs, of four intervals each, counts for nothing."""
-FORGOTTEN_AFTER = 40.0  # intervals: then its report is taken out of the item
+FORGOTTEN_AFTER, FORGOTTEN_AFTER_MIN_S = 40.0, 60.0
+"""Intervals, and seconds at least: then a report is taken out of the item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,11 @@ class Fleet:
         self._dead_after_s = max(DEAD_AFTER * interval_s, DEAD_AFTER_MIN_S)
         self._remembered_s = lag_s + 3 * READING_MAX_INTERVALS * interval_s / 2 + CLOCKS_S
         self._spacing_s = self._remembered_s / POINTS_KEPT
-        self._forgotten_after_s = FORGOTTEN_AFTER * interval_s
+        self._forgotten_after_s = max(FORGOTTEN_AFTER * interval_s, FORGOTTEN_AFTER_MIN_S)
         self._points: dict[str, deque[Point]] = {}
         self._last: dict[str, Report] = {}
         self.learned_at: float | None = None
-        self.heard_at: float | None = (
-            None  # when our last report was made that was answered: to the others we live so long
-        )
+        self._heard_at: float | None = None  # when our last report that was answered was made
         self._totals: dict[Region, float] = {}  # of all others, when last learnt
         self._rates: dict[Region, float] = {}  # messages per second since; the dead send none
         self._peer_rates: dict[str, dict[Region, float]] = {}
@@ -74,7 +73,7 @@ class Fleet:
 
     def learn(self, reports: Mapping[str, Report], now: float, reported_at: float | None = None) -> None:
         """Take what the item holds, our own report left out; that one was made at `reported_at`."""
-        self.heard_at = now if reported_at is None else reported_at
+        self._heard_at = now if reported_at is None else reported_at
         for name in self._points.keys() - reports.keys():
             del self._points[name], self._last[name]
         for name, report in reports.items():
@@ -110,7 +109,7 @@ class Fleet:
 
     def believed(self, now: float) -> bool:
         """Whether what is known of the others is young enough to go by."""
-        return self.heard_at is not None and now - self.heard_at <= self._dead_after_s
+        return self._heard_at is not None and now - self._heard_at <= self._dead_after_s
 
     def live(self, now: float) -> int:
         """Return how many others are at work."""
