@@ -235,6 +235,7 @@ class _App:
                         consumers=consumers.__getitem__,
                         regional=regional,
                         board=self.board,
+                        lifecycle=self.lifecycle,
                         terms=self.terms,
                         clock=self.clock,
                         metrics=self.metrics,

@@ -26,6 +26,7 @@ from dispatcher.errors import (
     Stage,
 )
 from dispatcher.inflight import Flight
+from dispatcher.lifecycle import Lifecycle
 from dispatcher.model import Delivery, Elsewhere, LapsedMove, Message, Move, MoveAnswer, Outgoing, Priority, Region
 from dispatcher.pipeline import Queue, Terms, attributes_of, outgoing
 from dispatcher.policy.backoff import backoff_s
@@ -68,6 +69,7 @@ class Rescue:
     consumers: Callable[[Region], Sequence[Consumer]]
     regional: Callable[[Region, Priority], Queue]
     board: Board
+    lifecycle: Lifecycle
     terms: Terms
     clock: Clock
     metrics: Metrics
@@ -77,11 +79,11 @@ class Rescue:
     _pauses: dict[Region, tuple[float, float]] = field(default_factory=dict)  # until when (loop time), how long
 
     async def run(self) -> None:
-        """Run until cancelled; what is under way then is finished."""
+        """Run until cancelled; what is under way then is finished. A process that drains begins nothing new."""
         self.heartbeats.expect(NAME, STUCK_S)
         while True:
             self.heartbeats.beat(NAME)
-            for region in self.board.rescuable():
+            for region in [] if self.lifecycle.draining else self.board.rescuable():
                 self.heartbeats.beat(NAME)
                 batch = asyncio.create_task(self._rescue(region), name=f"rescue:{region}")
                 try:
@@ -123,11 +125,7 @@ class Rescue:
     async def _carry(self, source: Region, consumer: Consumer, flight: Flight) -> str:
         try:
             outcome = await self._move(source, consumer, flight)
-        except (
-            AwsError,
-            LeaseLostError,
-            PoisonError,
-        ) as fault:  # its visibility ends soon, and so does the move's lease
+        except (AwsError, LeaseLostError) as fault:  # its visibility and the move's lease end soon
             log.warning("rescue.left", region=source, message_id=flight.delivery.message_id, fault=str(fault))
             outcome = "left"
         except Exception:  # a bug met with one message is that message's

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from dispatcher.board import Board, RegionRules
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause
+from dispatcher.lifecycle import Lifecycle
 from dispatcher.model import Choice, Claimed, ClaimRequest, Depth, Outgoing, Policy, Region
 from dispatcher.pipeline import Terms
 from dispatcher.policy.decode import decode
@@ -47,6 +48,7 @@ class World:
         self.senders = {region: Sender(queue) for region, queue in self.queues.items()}
         self.ledger = FakeLedger(epoch)
         self.standing = {A}
+        self.lifecycle = Lifecycle()
         self.lives: list[Life] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -79,6 +81,7 @@ class World:
             consumers=lambda region: [self.queues[region]],
             regional=lambda region, _: self.senders[region],
             board=board,
+            lifecycle=self.lifecycle,
             terms=Terms(visibility_s=120, lease_s=90),
             clock=Clock(epoch),
             metrics=metrics,
@@ -186,6 +189,19 @@ def test_nothing_goes_round_between_regions_that_all_stand_still() -> None:
         await asyncio.sleep(900)
         assert [len(queue.messages) for queue in world.queues.values()] == [3, 3, 3]
         assert not any(queue.spent for queue in world.queues.values())
+        await world.end()
+
+    run_virtual(story())
+
+
+def test_a_process_that_drains_begins_no_rescue() -> None:
+    async def story() -> None:
+        world = World()
+        await world.waits_in(A, "r")
+        world.lifecycle.drain()
+        world.start("one")
+        await asyncio.sleep(300)
+        assert not world.queues[A].spent
         await world.end()
 
     run_virtual(story())
