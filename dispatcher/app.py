@@ -399,13 +399,13 @@ class _App:
             "totals": self._totals(),
         }
 
-    def _put_capacity(self, region: str, left: float) -> bool:
+    def _put_capacity(self, region: str, left: float) -> float | None:
         known = Region(region)
         if known not in self.settings.regions:
-            return False
+            return None
         self.board.capacity(known).put(left, self.now())
         log.warning("capacity.reported", region=region, capacity=left)
-        return True
+        return self.board.view(known).capacity
 
     def _totals(self) -> dict[str, int]:
         def value(name: str, **labels: str) -> int:

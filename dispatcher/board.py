@@ -314,9 +314,22 @@ class Board:
                 ready.append(region)
         return ready
 
-    def standing(self) -> list[Region]:
-        """Return the Regions where messages wait and none is taken."""
-        return [region for region, place in self._places.items() if place.drain.stalled]
+    def rescue_room(self, source: Region) -> tuple[int, list[Region]]:
+        """Return how many messages of `source` may be moved now, and which Regions none may be moved to.
+
+        Only to where sends work and messages are taken, or they would go round between Regions that serve none. A
+        Region of which nothing is known yet gets one, to see.
+        """
+        out, sure = [source], False
+        for region, view in self.views().items():
+            trusted = view.live and self._places[region].breaker.trusted
+            works = self._places[region].drain.works
+            if not trusted or not (works or view.own_since <= 0):
+                out.append(region)
+            elif region != source:
+                sure = sure or works
+        room = self.room(without=out)
+        return (room if sure else min(room, 1)), out
 
     # --- choosing -----------------------------------------------------------------------------------------------
 

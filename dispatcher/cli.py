@@ -263,8 +263,8 @@ def simulate(
     """Compare routing policies off-line, with the daemon's own code: how long would messages have waited?
 
     \b
-    SCENARIO is one of: equal, unequal, spot-loss, burst, diurnal, cold-start, many-regions,
-    many-dispatchers, wrong-drain, snapshot, recorded.
+    SCENARIO, unequal if none is given, is one of: equal, unequal, spot-loss, burst, diurnal, cold-start, many-regions,
+    many-dispatchers, wrong-drain, snapshot, recorded (of --file, or of a recording that comes along).
     Example: dispatcher simulate spot-loss --plot spot-loss.svg
     """
     from dataclasses import replace
@@ -289,6 +289,10 @@ def simulate(
         chosen = BUILT_IN[scenario]
     else:
         raise click.UsageError(f"no scenario {scenario!r}; there are {', '.join(BUILT_IN)} and recorded")
+    if picture and picture.suffix not in (".png", ".svg"):
+        raise click.UsageError(f"--plot: {picture} must end in .png or .svg")
+    if picture and not picture.absolute().parent.is_dir():
+        raise click.UsageError(f"--plot: there is no folder {picture.parent}")
     if minutes:
         chosen = replace(chosen, seconds=minutes * 60)
     outcomes = []

@@ -41,7 +41,10 @@ VISIBILITY_S = 60  # most, of what is received to be moved: workers see it again
 BATCH = 10  # messages a second and Region, so that a rescue never floods the others
 BEAT_S = 1.0
 STUCK_S = 4 * VISIBILITY_S
-HIDDEN_S, HIDDEN_MAX_S = 900, 43200 - VISIBILITY_S  # what cannot be moved; SQS: twelve hours from the receive at most
+HIDDEN_S, HIDDEN_MAX_S = {1: 900, 2: 14400}, 43200 - VISIBILITY_S
+"""Seconds that what was not moved is hidden, by its receives so far. SQS: twelve hours from the receive at most, and
+after three receives the next one sends it to the dead-letter queue.
+"""
 PAUSE_MAX_S = 300.0  # after nothing could be moved: every receive is one of few
 FINISH_S = 8.0  # for moves under way when the process ends
 
@@ -100,7 +103,8 @@ class Rescue:
             return
         tried = moved = 0
         for consumer in self.consumers(region):
-            count = min(BATCH - tried, self.board.room(without=[region, *self.board.standing()]))
+            room, _ = self.board.rescue_room(region)
+            count = min(BATCH - tried, room)
             if count <= 0:
                 break
             try:
@@ -115,10 +119,10 @@ class Rescue:
             outcomes = await asyncio.gather(*(self._carry(region, consumer, flight) for flight in flights))
             tried += len(outcomes)
             moved += sum(outcome != "left" for outcome in outcomes)
-        if moved < tried:
+        if tried and not moved:
             pause_s = min(PAUSE_MAX_S, 2 * pause_s)
             self._pauses[region] = (_now() + pause_s, pause_s)
-            log.warning("rescue.paused", region=region, seconds=pause_s, moved=moved, left=tried - moved)
+            log.warning("rescue.paused", region=region, seconds=pause_s, left=tried)
         elif moved:
             self._pauses.pop(region, None)
 
@@ -142,14 +146,17 @@ class Rescue:
             message = decode(flight.delivery.body, flight.delivery.attributes)
         except PoisonError:
             return await self._leave(consumer, flight)
-        out = [source, *self.board.standing()]  # or messages would go round between Regions that serve none
+        _, out = self.board.rescue_room(source)
         choice = self.board.book(flight, message.model_name, message.priority, without=out)
         if choice is None:
-            await consumer.keep_invisible(flight.delivery, 0)
-            return "left"
+            return await self._leave(consumer, flight)
         lease_end = self.clock.now() + flight.visible_until - _now() - self.terms.margin_s
         move = Move(message.request_id, message.work, uuid4().hex, source, choice, lease_end)
-        answer = await self.ledger.begin_move(move)
+        try:
+            answer = await self.ledger.begin_move(move)
+        except AwsError as fault:
+            self.metrics.error(Stage.LEDGER, fault.cause)
+            return await self._leave(consumer, flight)
         if isinstance(answer, LapsedMove):  # a copy may be where the last one was going: then there once more
             choice = self.board.follow(flight, message.model_name, answer.region, without=out)
             move = replace(move, choice=choice)
@@ -164,8 +171,8 @@ class Rescue:
 
     async def _leave(self, consumer: Consumer, flight: Flight) -> str:
         """Hide what cannot be moved for long, and longer each time: every receive is one of few."""
-        seconds = HIDDEN_S * 4 ** (min(flight.delivery.receives, 4) - 1)
-        await consumer.keep_invisible(flight.delivery, min(seconds, HIDDEN_MAX_S))
+        seconds = HIDDEN_S.get(flight.delivery.receives, HIDDEN_MAX_S)
+        await consumer.keep_invisible(flight.delivery, seconds)
         return "left"
 
     async def _send(self, message: Message, move: Move, consumer: Consumer, flight: Flight) -> str:
@@ -179,8 +186,7 @@ class Rescue:
         except (AwsError, HeldOffError, LeaseTooShortError) as fault:
             log.info("rescue.not_sent", request_id=message.request_id, region=move.choice.region, fault=str(fault))
             await self.ledger.abandon_move(move)
-            await consumer.keep_invisible(flight.delivery, 0)
-            return "left"
+            return await self._leave(consumer, flight)
         self.board.accepted(flight)
         await self._until_visible(flight, lambda: self.ledger.end_move(move, sqs_message_id))
         log.info(

@@ -81,7 +81,7 @@ class FleetItem:
         for name, value in attributes.items():
             try:
                 reports[name] = _report(json.loads(value["M"]["report"]["S"]), ahead)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
                 continue  # of another version, or no report at all: nothing to go by
         return reports
 

@@ -49,13 +49,10 @@ class FleetReporter:
     async def report(self, *, gone: bool = False) -> None:
         """Report once. `gone`: for the last time."""
         try:
-            others = await self.exchange(self.board.report(gone=gone), self.board.forgotten())
+            self.board.learn_fleet(await self.exchange(self.board.report(gone=gone), self.board.forgotten()))
         except AwsError as fault:
             self.metrics.error(Stage.ROUTE, fault.cause)
             log.warning("fleet.unreported", fault=str(fault))
-            return
-        try:
-            self.board.learn_fleet(others)
         except Exception:  # another process's word must never end ours
             self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
             log.exception("fleet.unread")

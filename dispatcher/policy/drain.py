@@ -60,6 +60,7 @@ class Drain:
     busy: float = 0.0  # smoothed over readings with messages waiting all along: what the workers can do
     _late: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """What they took between the last readings, and in how many seconds."""
+    works: bool = False  # something was taken, and nothing speaks against it since
     stalled: bool = False  # messages wait and none is taken
     _like_work: float = 0.0  # messages that seem taken since dispatchers began to move some out
     _before: float = 0.0  # what the workers could do before they collapsed
@@ -118,7 +119,9 @@ class Drain:
         # what was just being sent at the last reading may have been in it, and is counted as sent only now
         taken = max(0.0, found + self._early)
         self._early = min(0.0, found)
-        self._look_for_stall(old, new, taken, seconds * expected)
+        # no more can be taken than was there
+        self._look_for_stall(old, new, taken, min(seconds * expected, old.visible + max(0.0, sent)))
+        self.works = (self.works or taken >= 1) and not self.stalled
         if taken or waiting:  # else nobody was asked to do anything
             self._late.append((taken, seconds))
         some = max(2.0, BUSY_SHARE * taken)
@@ -135,6 +138,7 @@ class Drain:
     def look(self, old: Depth, new: Depth) -> None:
         """Take two readings however close together: they may show that nobody works there."""
         self.stalled = self.stalled or _nobody(old, new)
+        self.works = self.works and not self.stalled
 
     def _learn_busy(self, taken: float, seconds: float, expected: float) -> None:
         due = expected * seconds

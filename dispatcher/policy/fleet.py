@@ -117,7 +117,11 @@ class Fleet:
 
     def forgotten(self, now: float) -> list[str]:
         """Return those that have been silent for so long that their reports are of no use."""
-        return [n for n, points in self._points.items() if now - points[-1].at > self._forgotten_after_s]
+
+        def kept_s(said: Report) -> float:
+            return min(self._remembered_s, self._forgotten_after_s) if said.gone else self._forgotten_after_s
+
+        return [name for name, said in self._last.items() if now - said.now.at > kept_s(said)]
 
     def total(self, region: Region, time: float) -> float:
         """Return what all others had sent there at `time`, between and after reports by their rate."""

@@ -7,7 +7,7 @@ budget of sends, the breaker, the probe share, and a bound on what one Region ma
 | --- | --- |
 | `projected-wait` | capacity × drain / (projected wait + 10 s) |
 | `inverse-depth` | 1 / (visible + 1): the original, exactly |
-| `inverse-depth-smoothed` | 1 / (visible + k) |
+| `inverse-depth-smoothed` | capacity / (visible + k) |
 | `two-choices` | of two Regions drawn at random, the one with the shorter projected wait |
 | `fixed` | 1 |
 
@@ -144,7 +144,7 @@ def _weight(policy: Policy, view: RegionView, k: float, w0_s: float) -> float:
         case Policy.INVERSE_DEPTH:
             return 1.0 / (view.visible + 1)
         case Policy.INVERSE_DEPTH_SMOOTHED:
-            return 1.0 / (view.visible + k)
+            return view.capacity / (view.visible + k)
         case Policy.FIXED | Policy.TWO_CHOICES:
             return 1.0
 
@@ -154,17 +154,18 @@ def _static(view: RegionView) -> float:
 
 
 def _two_choices(views: Mapping[Region, RegionView]) -> dict[Region, float]:
-    """Return how likely each Region has the shorter wait of two drawn by static weight; ties are shared."""
+    """Return how likely each Region has the shorter wait of two drawn by weight and capacity; ties are shared."""
     if len(views) == 1:
         return dict.fromkeys(views, 1.0)
     chances = dict.fromkeys(views, 0.0)
-    total = sum(map(_static, views.values()))
+    odds = {region: _static(view) * view.capacity for region, view in views.items()}
+    total = sum(odds.values())
     for first, one in views.items():
-        rest = total - _static(one)
+        rest = total - odds[first]
         for second, other in views.items():
             if second == first or rest <= 0:
                 continue
-            drawn = _static(one) / total * _static(other) / rest
+            drawn = odds[first] / total * odds[second] / rest
             if one.wait_s == other.wait_s:
                 chances[first] += drawn / 2
                 chances[second] += drawn / 2

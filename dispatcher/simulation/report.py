@@ -15,7 +15,7 @@ _COLUMNS = {
     "p99": "p99_wait_s",
     "worst depth": "max_depth",
     "over threshold": "over_threshold",
-    "messages": "messages",
+    "served": "messages",
     "unserved": "unserved",
     "AWS calls": "aws_calls",
 }
@@ -32,8 +32,9 @@ def values(scenario: Scenario, seed: int, outcomes: Sequence[Outcome]) -> dict[s
 
 
 def title(scenario: Scenario) -> str:
-    seen = f"read every {scenario.reading_s:g} s, {scenario.lag_s:g} s late"
-    size = f"{len(scenario.regions)} Regions, {scenario.dispatchers} dispatchers, {scenario.seconds / 60:g} minutes"
+    seen = f"read every {scenario.reading_s:.3g} s, {scenario.lag_s:g} s late"
+    dispatchers = f"{scenario.dispatchers} dispatcher{'s' if scenario.dispatchers > 1 else ''}"
+    size = f"{len(scenario.regions)} Regions, {dispatchers}, {scenario.seconds / 60:.3g} minutes"
     return f"{scenario.name}: {scenario.about}; {size}; {seen}"
 
 

@@ -139,7 +139,9 @@ def recorded(file: Path) -> Scenario:
             (at - frames[0][0], max(0.0, sum(new[r]["sent"] - old[r]["sent"] for r in new if r in old) / (at - before)))
             for (before, old), (at, new) in pairwise(frames)
         ]
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as fault:
+    except OSError as fault:
+        raise ConfigurationError([f"{file}: {fault.strerror}"]) from fault
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as fault:
         raise ConfigurationError([f"{file}: not what 'dispatcher record' writes ({fault!r})"]) from fault
     if len(frames) < 3:
         raise ConfigurationError([f"{file}: too short; record for a few minutes at least"])

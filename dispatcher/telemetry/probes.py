@@ -26,7 +26,8 @@ class Probes:
     registry: CollectorRegistry
     refresh: Callable[[], None]  # brings the gauges up to date before they are read
     token: str | None = None  # whoever shows it may report capacity; None: nobody may
-    put_capacity: Callable[[str, float], bool] = lambda _region, _left: False  # False: there is no such Region
+    put_capacity: Callable[[str, float], float | None] = lambda _region, _left: None
+    """Returns the capacity that is in force then; None: there is no such Region."""
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
@@ -69,7 +70,7 @@ class Probes:
             return _refusal(403, "writing is off: set DISPATCHER_HTTP_TOKEN")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self.token.encode()):
-            return _refusal(401, "show the token: Authorization: Bearer …")
+            return _refusal(401, "show the token: Authorization: Bearer TOKEN")
         try:
             said = json.loads(await request.text())
             left = float(said["capacity"]) if not isinstance(said["capacity"], bool) else math.nan
@@ -78,9 +79,10 @@ class Probes:
         if not 0 <= left <= 1:
             return _refusal(400, 'say {"capacity": 0.25}: the part of the usual workers that is left, 0 to 1')
         region = request.match_info["region"]
-        if not self.put_capacity(region, left):
+        capacity = self.put_capacity(region, left)
+        if capacity is None:
             return _refusal(404, f"no Region {region[:64]!r} in DISPATCHER_REGIONS")
-        return web.json_response({"region": region, "capacity": left})
+        return web.json_response({"region": region, "capacity": round(capacity, 3)})
 
 
 def _refusal(status: int, why: str) -> web.Response:

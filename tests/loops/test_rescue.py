@@ -17,6 +17,7 @@ from dispatcher.lifecycle import Lifecycle
 from dispatcher.model import Choice, Claimed, ClaimRequest, Depth, Outgoing, Policy, Region
 from dispatcher.pipeline import Terms
 from dispatcher.policy.decode import decode
+from dispatcher.policy.drain import Drain
 from dispatcher.rescue import VISIBILITY_S, Rescue
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -208,19 +209,36 @@ def test_a_process_that_drains_begins_no_rescue() -> None:
 
 
 def test_no_more_is_taken_out_than_others_have_room_for() -> None:
+    """B and C are seen to work, then everything stands still."""
+
     async def story() -> None:
         world = World()
-        world.standing = {A, B, C}
-        for n in range(40):
+        for n in range(4):
             await world.waits_in(A, f"r{n}")
         world.start("one", threshold=10)
+        await world.until_a_is_empty()
+        await asyncio.sleep(60)
+        world.standing = {A, B, C}
+        for n in range(40):
+            await world.waits_in(A, f"s{n}")
         await asyncio.sleep(300)
-        assert len(world.queues[B].messages) + len(world.queues[C].messages) == 20
-        assert len(world.queues[A].messages) == 20
-        assert sum(world.queues[A].spent.values()) <= 22, "what cannot go is not received"
+        assert 0 < len(world.queues[B].messages) <= 10
+        assert 0 < len(world.queues[C].messages) <= 10
+        left = world.queues[A].messages
+        spent = sum(count for message_id, count in world.queues[A].spent.items() if message_id in left)
+        assert spent <= 2, "what cannot go is not received"
         await world.end()
 
     run_virtual(story())
+
+
+def test_a_stall_ends_after_a_rescue_has_emptied_the_queue_and_workers_take_what_comes() -> None:
+    """Only probes come by then, and they are few: all of them taken is as much as can be."""
+    drain = Drain(busy_windows=9, busy=40.0)
+    drain.look(Depth(50, 0, 0), Depth(60, 0, 0))
+    assert drain.stalled
+    drain.learn(Depth(0, 0, 0), Depth(0, 1, 0), 5, 15.0, 40.0, 0.0)
+    assert not drain.stalled
 
 
 @pytest.mark.parametrize("case", ["a stranger", "poison", "another's model"])
@@ -312,7 +330,7 @@ def test_a_fault_of_any_call_loses_nothing(operation: str, trouble: Trouble) -> 
             world.queues[A].faults.on(operation, trouble, 1, 2)
         else:
             world.ledger.faults.on(operation, trouble, 1, 2)
-        await world.until_a_is_empty(3000)
+        await world.until_a_is_empty(50_000)  # what was refused is hidden for long
         assert len(world.where()) == 3
         _check(world, extra=4 if operation == "send" and trouble.worked else 0)
         await world.end()
