@@ -259,6 +259,41 @@ def test_what_cannot_be_moved_is_left_and_seldom_received(case: str) -> None:
     run_virtual(story())
 
 
+def test_what_cannot_be_moved_stops_no_other_and_is_no_dead_letter_for_hours() -> None:
+    """Three receives are all that a regional queue allows (the brief)."""
+
+    async def story() -> None:
+        world = World()
+        world.queues[A].receives_max = 3
+        for n in range(30):
+            await world.waits_in(A, f"r{n}", known=n % 3 > 0)
+        world.start("one")
+        await asyncio.sleep(4 * 3600)
+        assert not world.queues[A].dead
+        assert len(world.queues[A].messages) == 10
+        assert world.value("moved") == 20
+        await world.end()
+
+    run_virtual(story())
+
+
+def test_while_nothing_can_be_sent_elsewhere_no_receives_are_spent() -> None:
+    async def story() -> None:
+        world = World()
+        world.queues[A].receives_max = 3
+        for n in range(5):
+            await world.waits_in(A, f"r{n}")
+        for sender in world.senders.values():
+            sender.faults.always("send", refused(Cause.THROTTLED))
+        world.start("one")
+        await asyncio.sleep(3600)
+        assert not world.queues[A].dead
+        assert len(world.queues[A].messages) == 5
+        await world.end()
+
+    run_virtual(story())
+
+
 def test_a_copy_of_what_is_dispatched_elsewhere_is_deleted() -> None:
     async def story() -> None:
         world = World()
