@@ -45,7 +45,7 @@ def test_people_get_a_table_and_a_picture(tmp_path: Path) -> None:
         (["equal", "--file", "x"], "--file is for the scenario 'recorded'"),
         (["recorded", "--file", "/nowhere.jsonl"], "/nowhere.jsonl: No such file or directory"),
         (["recorded", "--file", __file__], "not what 'dispatcher record' writes"),
-        (["equal", "--minutes", "1", "--policy", "fixed", "--plot", "/nowhere/x.png"], "/nowhere/x.png"),
+        (["equal", "--minutes", "1", "--policy", "fixed", "--plot", "/nowhere/x.png"], "there is no folder /nowhere"),
         (["equal", "--minutes", "1", "--policy", "fixed", "--plot", "x.docx"], "x.docx"),
     ],
 )
