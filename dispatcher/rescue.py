@@ -180,10 +180,13 @@ class Rescue:
             sqs_message_id = await self.regional(move.choice.region, message.priority).send(
                 self._outgoing(message, move, flight)
             )
-        except AmbiguousError:
+        except AmbiguousError as fault:
+            self.metrics.error(Stage.SEND, fault.cause)  # what is counted here bounds the copies (docs/operations.md)
             self.board.accepted(flight)  # perhaps it was
             raise
         except (AwsError, HeldOffError, LeaseTooShortError) as fault:
+            if isinstance(fault, AwsError):
+                self.metrics.error(Stage.SEND, fault.cause)
             log.info("rescue.not_sent", request_id=message.request_id, region=move.choice.region, fault=str(fault))
             await self.ledger.abandon_move(move)
             return await self._leave(consumer, flight)

@@ -64,9 +64,8 @@ class Drain:
     stalled: bool = False  # messages wait and none is taken
     _like_work: float = 0.0  # messages that seem taken since dispatchers began to move some out
     _before: float = 0.0  # what the workers could do before they collapsed
-    _early: float = (
-        0.0  # messages, as a negative number, that were there at the last reading before they counted as sent
-    )
+    _early: float = 0.0
+    """Messages, as a negative number, that were there at the last reading before they counted as sent."""
     _idle_windows: int = 0  # in a row
     _idle_due: float = 0.0  # messages that should have been taken in them
 

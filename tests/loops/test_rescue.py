@@ -63,10 +63,11 @@ class World:
             await self.ledger.confirm(claim, "first")
         self.queues[region].send(body(request_id, **fields))
 
-    def start(self, name: str, *, threshold: int = 1000) -> "World":
+    def start(self, name: str, *, threshold: int = 1000, elsewhere: frozenset[str] | None = None) -> "World":
+        """`elsewhere`: the models that B and C serve; None: all of them."""
         now = asyncio.get_running_loop().time
         board = Board(
-            {region: RegionRules(1.0, threshold, None) for region in self.queues},
+            {region: RegionRules(1.0, threshold, None if region == A else elsewhere) for region in self.queues},
             ttl_s=60.0,
             slots=100,
             random=Random(name),
@@ -245,11 +246,11 @@ def test_a_stall_ends_after_a_rescue_has_emptied_the_queue_and_workers_take_what
 def test_what_cannot_be_moved_is_left_and_seldom_received(case: str) -> None:
     async def story() -> None:
         world = World()
-        if case == "a stranger":
-            await world.waits_in(A, "unknown", known=False)
+        if case == "poison":
+            world.queues[A].send("no JSON")
         else:
-            world.queues[A].send("no JSON" if case == "poison" else body("x"))
-        world.start("one")
+            await world.waits_in(A, "r", known=case != "a stranger")
+        world.start("one", elsewhere=frozenset({"other"}) if case == "another's model" else None)
         await asyncio.sleep(3600)
         assert len(world.queues[A].messages) == 1
         assert sum(world.queues[A].spent.values()) <= 2, "every receive is one of few"
@@ -277,7 +278,7 @@ def test_what_cannot_be_moved_stops_no_other_and_is_no_dead_letter_for_hours() -
     run_virtual(story())
 
 
-def test_while_nothing_can_be_sent_elsewhere_no_receives_are_spent() -> None:
+def test_while_nothing_can_be_sent_elsewhere_nothing_becomes_a_dead_letter() -> None:
     async def story() -> None:
         world = World()
         world.queues[A].receives_max = 3
@@ -368,6 +369,8 @@ def test_a_fault_of_any_call_loses_nothing(operation: str, trouble: Trouble) -> 
         await world.until_a_is_empty(50_000)  # what was refused is hidden for long
         assert len(world.where()) == 3
         _check(world, extra=4 if operation == "send" and trouble.worked else 0)
+        if operation == "send" and trouble.worked:
+            assert world.metrics.errors.labels("send", "ambiguous")._value.get() >= 1, "copies are bounded by a count"
         await world.end()
 
     run_virtual(story())
