@@ -65,22 +65,22 @@ class StartError(DispatcherError):
 async def run(settings: Settings) -> None:
     """Run until a signal drained it. Raises StartError, and anything that a loop did not expect."""
     try:
-        await _App(settings).run()
+        await App(settings).run()
     except _StoppedEarly as what:
         log.info("process.stopped", hint=f"before the {what} had answered")
 
 
-class _App:
-    """What lives as long as the process is built here; what needs a client, in `run`."""
+class App:
+    """What lives as long as the process is built here; what needs a client, in `work`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, random: Random | None = None) -> None:
         self.now = asyncio.get_running_loop().time
         self.started_at = self.now()
         self.settings = settings
         self.home = Region(settings.home_region)
         self.terms = Terms(settings.visibility_seconds, settings.claim_lease_seconds)
-        self.random = Random()
-        self.clock = Clock()
+        self.random = random or Random()
+        self.clock = clock or Clock()
         self.registry = CollectorRegistry()
         self.metrics = Metrics(
             self.registry,
@@ -105,12 +105,16 @@ class _App:
         self.answered: set[str] = set()  # of what readiness asks for
 
     async def run(self) -> None:
-        settings = self.settings
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
             await self._listen(stack)
             clients = await stack.enter_async_context(Clients(self.clock, self.metrics))
+            await self.work(clients)
 
+    async def work(self, clients: Clients) -> None:
+        """Take messages from the master queue to the Regions until drained."""
+        settings = self.settings
+        async with AsyncExitStack() as stack:
             # A drain waits for open polls: where it is short, polls must be too, or it would have to cut them off.
             wait_s = min(settings.poll_wait_seconds, max(0, int(settings.drain_timeout_seconds - POLL_MARGIN_S)))
             receiving = await clients.open(

@@ -100,7 +100,7 @@ def _delivery(message: Mapping[str, Any]) -> Delivery:
     return Delivery(
         message_id=str(message.get("MessageId") or ""),
         receipt_handle=str(message["ReceiptHandle"]),
-        body=str(message.get("Body") or ""),
+        body=str(message["Body"]),  # SQS takes no empty ones: where it is missing, the answer was not read whole
         attributes={
             name: Attribute(
                 str(value.get("DataType") or "String"),
