@@ -19,7 +19,7 @@ from dispatcher.policy.capacity import Capacity, remaining, together
 from dispatcher.policy.drain import Drain, estimates
 from dispatcher.policy.fleet import CLOCKS_S, Fleet, Point, Report
 from dispatcher.policy.projection import Projection, Sends
-from dispatcher.policy.routing import RESUME, SMOOTHING, RegionView, allot, shares
+from dispatcher.policy.routing import RESUME, SMOOTHING, Freshness, RegionView, allot, shares
 from dispatcher.settings import Settings
 
 READINGS_PER_TTL = 4
@@ -527,6 +527,10 @@ class Board:
 
     def any_depth_read(self) -> bool:
         return any(place.projection.reading is not None for place in self._places.values())
+
+    def any_depth_known(self) -> bool:
+        """A reading is young enough to go by."""
+        return any(view.freshness is not Freshness.UNKNOWN for view in self.views().values())
 
     # --- waiting ------------------------------------------------------------------------------------------------
 

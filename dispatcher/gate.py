@@ -18,7 +18,7 @@ class Gate:
         if self.ledger.state is BreakerState.OPEN:
             return "the ledger does not answer"
         if self.board.room() <= 0:
-            return "no Region may get more"
+            return "no Region may get more" if self.board.any_depth_known() else "no Region's depth is known"
         if self.in_flight.parking_full:
             return "half of what is held only waits: for a Region of its own, or for AWS to answer (see the log)"
         return None

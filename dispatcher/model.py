@@ -163,6 +163,7 @@ class Lapsed:
     token: str
     lease_end: str  # as the ledger spells it: the condition compares it exactly
     region: Region | None  # where a copy may already be; None when there is certainly none
+    generation: int = 0  # whoever takes it over dispatches the request as often as this asks for
 
 
 ClaimAnswer = Claimed | Duplicate | Held | DifferentWork | Lapsed

@@ -140,10 +140,12 @@ class Pipeline:
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
                     case Held(until):
-                        await self._hide(flight, until)
-                        return Outcome.HELD
-                # certainly no Region has it and the claim is released, or one may have it and the claim lapsed: either
-                # way what the next delivery would do is done with this one, and no receive is spent
+                        if flight.delivery.receives == 1:
+                            await self._hide(flight, until)
+                            return Outcome.HELD
+                        await self._outlast(flight, until)
+                # certainly no Region has it and the claim is released, or one may have it and the claim lapsed, or
+                # another's claim did: what the next delivery would do is done with this one, and no receive is spent
                 await asyncio.sleep(backoff_s(attempt, self.random))
             raise AssertionError("count() does not end")
         except PoisonError as poison:
@@ -338,6 +340,17 @@ class Pipeline:
         """Make the message visible again when the other claim's lease ends, not before."""
         log.info("message.held", message_id=flight.delivery.message_id, until=until)
         await self._until(flight, until)
+
+    async def _outlast(self, flight: Flight, until: float) -> None:
+        """Keep a message here while the other claim lives: it came back for that once, and must not use up its receives."""
+        log.info("message.kept", message_id=flight.delivery.message_id, until=until)
+        self.board.unbook(flight)
+        flight.parked = True
+        try:
+            await asyncio.sleep(max(0.0, until - self.clock.now()) + JUST_PAST_S)
+        finally:
+            flight.parked = False
+        _still_ours(flight)
 
     async def _reject(self, flight: Flight, reason: str) -> Outcome:
         """Put the message, body untouched, on the dead-letter queue with the reason; then it leaves the master."""

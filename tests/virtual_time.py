@@ -17,10 +17,15 @@ class _Jump(selectors.DefaultSelector):
         return super().select(0)
 
 
-def run_virtual[T](main: Coroutine[object, object, T]) -> T:
-    """Run to the end in virtual time, which starts at 0 s."""
+def virtual_runner() -> asyncio.Runner:
+    """Return a runner in virtual time, which starts at 0 s and stands still between two runs."""
     jump = _Jump()
     loop = asyncio.SelectorEventLoop(jump)
     loop.time = lambda: jump.now_s  # type: ignore[method-assign]
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+    return asyncio.Runner(loop_factory=lambda: loop)
+
+
+def run_virtual[T](main: Coroutine[object, object, T]) -> T:
+    """Run to the end in virtual time."""
+    with virtual_runner() as runner:
         return runner.run(main)

@@ -38,7 +38,9 @@ from dispatcher.policy.claims import Record, State, Whereabouts, judge, judge_mo
 from dispatcher.telemetry.metrics import Metrics
 
 STATEMENTS_MAX = 25  # DynamoDB: statements a batch (BatchExecuteStatement reference)
+KEYS_MAX = 100  # DynamoDB: keys a batch (BatchGetItem reference)
 CLAIM_LINGER_S = 0.01
+READ_LINGER_S = 0.002  # those that one batch of claims refused come at the same moment
 CONFIRM_LINGER_S = 0.005  # the window in which a crash may duplicate ends with the confirmation: it lingers least
 
 _REFUSED_CODES = {
@@ -76,12 +78,19 @@ class Ledger:
         self._retention_s = retention_s
         self._learn = learn
         limits = BatchLimits(items=STATEMENTS_MAX)
-        self._claims = Lane[ClaimRequest, ClaimAnswer](
+        self._claims = Lane[ClaimRequest, None](
             self._claim_batch if batching else self._claim_each,
             limits=limits,
             linger_s=CLAIM_LINGER_S if batching else 0.0,
             flushes_max=4,
             key_of=lambda request: request.message.request_id,
+        )
+        self._reads = Lane[str, Mapping[str, Any] | None](
+            self._read,
+            limits=BatchLimits(items=KEYS_MAX),
+            linger_s=READ_LINGER_S,
+            flushes_max=4,
+            key_of=lambda request_id: request_id,
         )
         self._confirms = Lane[tuple[Claimed, str], None](
             self._confirm_batch if batching else self._confirm_each,
@@ -95,6 +104,7 @@ class Ledger:
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._claims)
+        await self._stack.enter_async_context(self._reads)
         await self._stack.enter_async_context(self._confirms)
         return self
 
@@ -103,6 +113,7 @@ class Ledger:
 
     def hurry(self) -> None:
         self._claims.hurry()
+        self._reads.hurry()
         self._confirms.hurry()
 
     # --- transitions -------------------------------------------------------------------------------------------
@@ -112,7 +123,16 @@ class Ledger:
 
         Safe to repeat: our own claim is recognised by its token. Raises AwsError.
         """
-        return await self._claims.submit(request)
+        try:
+            try:
+                await self._claims.submit(request)
+            except _ConditionError as refusal:
+                return await self._refused(request, refusal.item)
+        except AwsError:
+            self._metrics.claims.labels("error").inc()
+            raise
+        self._metrics.claims.labels("claimed").inc()
+        return _claimed(request)
 
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         """Replace what is over by our claim, on condition that it is still exactly that: same token, state and lease.
@@ -122,7 +142,8 @@ class Ledger:
         try:
             await self._write(
                 "put_item",
-                Item=self._item(request),
+                # a twin of a lower generation that finishes a claim leaves nothing of the higher one to do
+                Item=self._item(request) | {"generation": {"N": str(old.generation)}},
                 ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
                 ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
                 ExpressionAttributeValues={
@@ -259,39 +280,26 @@ class Ledger:
 
     # --- claims ------------------------------------------------------------------------------------------------
 
-    async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[ClaimAnswer | Exception]:
-        statements = [_insert(self._table, self._item(request)) for request in requests]
-        outcomes = await self._statements(statements)
-        refused = [r for r, outcome in zip(requests, outcomes, strict=True) if isinstance(outcome, _ConditionError)]
-        try:
-            old = await self._read_refused(refused) if refused else {}
-        except AwsError as fault:
-            old, outcomes = {}, [fault if isinstance(o, _ConditionError) else o for o in outcomes]
-        answers: list[ClaimAnswer | Exception] = []
-        for request, outcome in zip(requests, outcomes, strict=True):
-            if isinstance(outcome, _ConditionError):
-                answers.append(self._judged(request, old.get(request.message.request_id)))
-            else:
-                answers.append(self._counted(outcome, request))
-        return answers
+    async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
+        return await self._statements([_insert(self._table, self._item(request)) for request in requests])
 
-    async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[ClaimAnswer | Exception]:
-        async def one(request: ClaimRequest) -> ClaimAnswer | Exception:
+    async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
+        async def one(request: ClaimRequest) -> Exception | None:
             try:
                 await self._write(
                     "put_item", Item=self._item(request), ConditionExpression="attribute_not_exists(request_id)"
                 )
-            except _ConditionError as refusal:
-                return self._judged(request, refusal.item)
-            except AwsError as fault:
-                return self._counted(fault, request)
-            return self._counted(None, request)
+            except (_ConditionError, AwsError) as refusal:
+                return refusal
+            return None
 
         return await asyncio.gather(*map(one, requests))
 
-    def _judged(self, request: ClaimRequest, item: Mapping[str, Any] | None) -> ClaimAnswer | Exception:
+    async def _refused(self, request: ClaimRequest, item: Mapping[str, Any] | None) -> ClaimAnswer:
+        """Return what the item that refused the claim means; read it if the refusal did not bring it."""
+        item = item or await self._reads.submit(request.message.request_id)
         if not item:  # it vanished between the refusal and the read; the caller's next try inserts again
-            return self._counted(RefusedError(Cause.REFUSED, "the refusing item vanished"), request)
+            raise RefusedError(Cause.REFUSED, "the refusing item vanished")
         answer = judge(_record(item), request, self._clock.now())
         match answer:
             case Claimed():
@@ -304,18 +312,15 @@ class Ledger:
                 pass  # the one is a reject; the other is counted when it is taken over
         return answer
 
-    def _counted(self, outcome: Exception | None, request: ClaimRequest) -> ClaimAnswer | Exception:
-        self._metrics.claims.labels("error" if outcome else "claimed").inc()
-        return outcome or _claimed(request)
-
-    async def _read_refused(self, requests: Sequence[ClaimRequest]) -> dict[str, Mapping[str, Any]]:
-        """Read the items that refused (distinct keys: the lane sees to it). One left out counts as vanished."""
-        keys = [{"request_id": {"S": request.message.request_id}} for request in requests]
+    async def _read(self, request_ids: Sequence[str]) -> Sequence[Mapping[str, Any] | None]:
+        """Read items by distinct ids (the lane sees to it). One left out counts as vanished."""
+        keys = [{"request_id": {"S": request_id}} for request_id in request_ids]
         answer = await self._caller(
             "batch_get_item", RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
         )
         items = (answer.get("Responses") or {}).get(self._table) or []
-        return {item["request_id"]["S"]: item for item in items}
+        found = {_text(item, "request_id", "S"): item for item in items}
+        return [found.get(request_id) for request_id in request_ids]
 
     def _item(self, request: ClaimRequest) -> dict[str, dict[str, str]]:
         now = self._clock.now()
@@ -422,8 +427,9 @@ class Ledger:
             self._learn(False)
             return [fault] * len(statements)
         responses = answer.get("Responses") or []
-        outcomes: list[Exception | None] = [_member_outcome(response) for response in responses[: len(statements)]]
-        outcomes += [AmbiguousError("the answer lacks this statement")] * (len(statements) - len(outcomes))
+        outcomes: list[Exception | None] = [_member_outcome(response) for response in responses]
+        if len(responses) != len(statements):  # then nobody knows which is whose
+            outcomes = [AmbiguousError(f"{len(responses)} answers to {len(statements)} statements")] * len(statements)
         self._learn(not all(isinstance(outcome, AwsError) for outcome in outcomes))
         return outcomes
 

@@ -69,8 +69,8 @@ class MasterQueue:
         for message in answer.get("Messages") or []:
             try:
                 deliveries.append(_delivery(message))
-            except (KeyError, TypeError, ValueError) as fault:  # it returns by itself, and SQS counts the receive
-                log.error("delivery.unreadable", message_id=message.get("MessageId"), fault=repr(fault))
+            except (AttributeError, KeyError, TypeError, ValueError) as fault:  # it returns, and SQS counts the receive
+                log.error("delivery.unreadable", fault=repr(fault))
         return deliveries
 
     async def acknowledge(self, delivery: Delivery) -> None:

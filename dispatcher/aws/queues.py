@@ -49,7 +49,9 @@ async def read_depth(call: Caller, url: str) -> Depth:
 
 async def redrive_target(call: Caller, url: str) -> str | None:
     """Return the URL of the dead-letter queue that the queue's RedrivePolicy names; None without one."""
-    attributes = await read_attributes(call, url, ["RedrivePolicy"])
+    attributes = await read_attributes(call, url, ["QueueArn", "RedrivePolicy"])
+    if "QueueArn" not in attributes:  # every queue has one; an answer that lacks it proves nothing about the other
+        raise RefusedError(Cause.REFUSED, f"the answer for the redrive policy of {url} lacks its attributes")
     try:
         arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")
         if not arn:
@@ -58,6 +60,8 @@ async def redrive_target(call: Caller, url: str) -> str | None:
     except (AttributeError, ValueError) as fault:
         raise RefusedError(Cause.REFUSED, f"the redrive policy of {url} cannot be read: {fault}") from fault
     answer = await call("get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account)
+    if not answer.get("QueueUrl"):
+        raise RefusedError(Cause.REFUSED, f"the answer for the URL of {name} lacks it")
     return str(answer["QueueUrl"])
 
 

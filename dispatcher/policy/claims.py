@@ -51,15 +51,15 @@ def judge(old: Record, request: ClaimRequest, now: float) -> Claimed | Duplicate
         return Claimed(request.message.request_id, old.token, old.region or request.region, float(old.lease_end))
     forgotten = old.expires_at <= now  # TTL sweeps late, by days: past its end an item counts as absent
     if forgotten or request.message.generation > old.generation:
-        return Lapsed(old.state, old.token, old.lease_end, None)
+        return Lapsed(old.state, old.token, old.lease_end, None, request.message.generation)
     if old.work != request.message.work:
         return DifferentWork()
     if old.state == State.DISPATCHED:
         return Duplicate()
     if old.state in (State.RELEASED, State.REJECTED):  # certainly in no Region
-        return Lapsed(old.state, old.token, old.lease_end, None)
+        return Lapsed(old.state, old.token, old.lease_end, None, old.generation)
     if float(old.lease_end) <= now:  # claimed, or a state that only a newer version knows
-        return Lapsed(old.state, old.token, old.lease_end, old.region)
+        return Lapsed(old.state, old.token, old.lease_end, old.region, old.generation)
     return Held(float(old.lease_end))
 
 

@@ -220,6 +220,26 @@ async def test_a_higher_generation_replaces_a_dispatched_one_and_an_equal_one_do
     )
 
 
+@pytest.mark.parametrize("released", [False, True])
+async def test_a_twin_of_a_lower_generation_that_finishes_a_claim_leaves_nothing_of_the_higher_to_do(
+    subject: Subject, ids: Ids, released: bool
+) -> None:
+    first = request(ids(), at=subject.time, generation=3)
+    claim = await _claimed(subject, first)
+    if released:
+        await subject.one.release(claim)
+    else:
+        subject.time.ahead_s = 91
+    twin = request(first.message.request_id, at=subject.time)
+    over = await subject.two.claim(twin)
+    assert isinstance(over, Lapsed)
+    taken = await subject.two.take_over(over, twin)
+    assert taken is not None
+    await subject.two.confirm(taken, "id")
+    again = request(first.message.request_id, at=subject.time, generation=3)
+    assert await subject.one.claim(again) == Duplicate()
+
+
 @pytest.mark.parametrize("state", ["claimed", "dispatched", "released", "rejected"])
 async def test_different_work_is_told_in_every_state(subject: Subject, ids: Ids, state: str) -> None:
     first = request(ids(), at=subject.time)

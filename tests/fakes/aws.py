@@ -64,10 +64,10 @@ class Queue:
     def url(self) -> str:
         return f"http://sqs.{self.region}.fake/{ACCOUNT}/{self.name}"
 
-    def put(self, body: str, attributes: Mapping[str, Any] | None = None, system: Mapping[str, Any] | None = None) -> str:
+    def put(self, body: str, attributes: Mapping[str, Any] = {}, system: Mapping[str, Any] = {}) -> str:
         message_id = f"{self.name}-{next(self.ids)}"
         now = self.now()
-        self.messages[message_id] = Stored(message_id, body, attributes or {}, system or {}, now, now)
+        self.messages[message_id] = Stored(message_id, body, attributes, system, now, now)
         self.arrived.set()
         return message_id
 
@@ -86,7 +86,7 @@ class Queue:
                 continue
             if self.dead is not None and self.receives_max is not None and message.receives >= self.receives_max:
                 del self.messages[message.message_id]
-                self.dead.messages[message.message_id] = message  # SQS keeps id, attributes and age, and starts to count anew
+                self.dead.messages[message.message_id] = message  # with the id and the age that it had
                 message.receives, message.visible_at = 0, now
                 self.dead.arrived.set()
                 continue
@@ -172,7 +172,9 @@ class FakeAws:
             attributes = entry.get("MessageAttributes") or {}
             if len(attributes) > 10:
                 raise _EntryError("InvalidParameterValue")
-            return {"MessageId": queue.put(entry["MessageBody"], attributes, entry.get("MessageSystemAttributes"))}
+            return {
+                "MessageId": queue.put(entry["MessageBody"], attributes, entry.get("MessageSystemAttributes") or {})
+            }
 
         return _each(asked["Entries"], one)
 
@@ -257,10 +259,12 @@ class FakeAws:
     def _conditional(self, asked: Mapping[str, Any], key: str) -> Item | None:
         """Return the item that stands there; raise ClientError if the condition does not hold."""
         old = self.table(asked["TableName"]).get(key)
-        holds = condition(asked.get("ConditionExpression") or "")
-        if not holds(old or {}, asked.get("ExpressionAttributeNames") or {}, asked.get("ExpressionAttributeValues") or {}):
-            shown = asked.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD" and old
-            raise refusal("ConditionalCheckFailedException", **({"Item": old} if shown else {}))
+        names, values = asked.get("ExpressionAttributeNames") or {}, asked.get("ExpressionAttributeValues") or {}
+        if not condition(asked.get("ConditionExpression") or "")(old or {}, names, values):
+            shown: dict[str, Any] = {}
+            if old and asked.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD":
+                shown = {"Item": old}
+            raise refusal("ConditionalCheckFailedException", **shown)
         return old
 
     def _put_item(self, _: str, asked: Mapping[str, Any]) -> dict[str, Any]:

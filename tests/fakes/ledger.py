@@ -79,7 +79,7 @@ class FakeLedger:
             item = self.items.get(request.message.request_id)
             if item is None or (item.state, item.owner, _text(item.lease_end)) != (old.state, old.token, old.lease_end):
                 return None
-            return self._insert("take_over", request)
+            return self._insert("take_over", request, old.generation)
 
         return await self.faults.call("take_over", work)
 
@@ -175,9 +175,9 @@ class FakeLedger:
             return self._insert("claim", request)
         if item.state == "claimed" and item.owner == request.token:
             return Claimed(item.request_id, item.owner, item.region or request.region, item.lease_end)
-        over = Lapsed(item.state, item.owner, _text(item.lease_end), None)
+        over = Lapsed(item.state, item.owner, _text(item.lease_end), None, item.generation)
         if item.expires_at <= self._now() or request.message.generation > item.generation:
-            return over
+            return replace(over, generation=request.message.generation)
         if item.work != request.message.work:
             return DifferentWork()
         match item.state:
@@ -190,7 +190,7 @@ class FakeLedger:
             case _:
                 return over
 
-    def _insert(self, operation: str, request: ClaimRequest) -> Claimed:
+    def _insert(self, operation: str, request: ClaimRequest, generation: int | None = None) -> Claimed:
         self._put(
             operation,
             Item(
@@ -200,7 +200,7 @@ class FakeLedger:
                 lease_end=request.lease_end,
                 region=request.region,
                 work=request.message.work,
-                generation=request.message.generation,
+                generation=request.message.generation if generation is None else generation,
                 source_message_id=request.source_message_id,
                 expires_at=0,
             ),

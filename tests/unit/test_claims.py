@@ -35,8 +35,8 @@ def request(*, generation: int = 0, work: str = "work") -> ClaimRequest:
     return replace(REQUEST, message=replace(REQUEST.message, generation=generation, work=work))
 
 
-def lapsed(old: Record, region: Region | None) -> Lapsed:
-    return Lapsed(old.state, old.token, old.lease_end, region)
+def lapsed(old: Record, region: Region | None, generation: int = 0) -> Lapsed:
+    return Lapsed(old.state, old.token, old.lease_end, region, generation)
 
 
 def test_a_live_claim_of_another_holds_the_request_until_its_lease_ends() -> None:
@@ -76,7 +76,19 @@ def test_past_its_expiry_an_item_counts_as_absent(old: Record) -> None:
 @pytest.mark.parametrize("old", [LIVE, OVER, DISPATCHED, RELEASED, REJECTED])
 @pytest.mark.parametrize("work", ["work", "other"])
 def test_a_higher_generation_is_a_new_request_whatever_became_of_the_old_one(old: Record, work: str) -> None:
-    assert judge(old, request(generation=1, work=work), NOW) == lapsed(old, None)
+    assert judge(old, request(generation=1, work=work), NOW) == lapsed(old, None, 1)
+
+
+@pytest.mark.parametrize(("old", "region"), [(OVER, A), (RELEASED, None), (REJECTED, None)])
+def test_whoever_finishes_a_claim_of_a_higher_generation_leaves_that_generation_done(
+    old: Record, region: Region | None
+) -> None:
+    """Or the higher one's own message would come back and be dispatched once more."""
+    assert judge(replace(old, generation=5), REQUEST, NOW) == lapsed(old, region, 5)
+
+
+def test_a_generation_is_forgotten_with_its_item() -> None:
+    assert judge(replace(OVER, generation=5, expires_at=NOW - 1), REQUEST, NOW) == lapsed(OVER, None, 0)
 
 
 @pytest.mark.parametrize("generation", [3, 2])

@@ -18,7 +18,7 @@ OPERATIONS = (
     "receive_message", "send_message_batch", "delete_message_batch", "change_message_visibility_batch",
     "batch_execute_statement", "batch_get_item", "put_item", "update_item", "get_item", "get_queue_attributes",
 )  # fmt: skip
-PATH = ("receive_message", "send_message_batch", "batch_execute_statement", "delete_message_batch", "put_item", "update_item")
+PATH = OPERATIONS[:5]  # struck more often
 POISON = (
     "", "{", "[]", '{"request_id": ""}', '{"request_id": "p", "request_id": "p"}', '"\\ud800"', "[" * 5000, "1" * 5000,
     '{"request_id": "p\\u0000", "model_name": "m", "input_data_url": "s3://b/k"}', "null", '{"request_id": 7}',
@@ -66,7 +66,7 @@ async def _play(seed: int, told: Told) -> None:
         await asyncio.gather(_traffic(world, random, told), _weather(world, random, told), _deaths(world, random, told))
         await world.settle()
         told.messages = sum(len(request.message_ids) for request in world.requests.values())
-        told.copies = sum(send.arrived_at is not None for send in world.sends) - len(world.requests)
+        told.copies = len(world.arrived) - len(world.requests)
         told.calls, told.struck, told.redriven = world.wire.calls, world.wire.struck, world.redriven
         told.kills = sum(process.life.dead for process in world.processes)
         told.dead_letters = len(world.dead_letters.messages)
@@ -91,13 +91,15 @@ async def _traffic(world: World, random: Random, told: Told) -> None:
         if random.random() < 0.1:
             world.submit_raw(random.choice(POISON))
         if random.random() < 0.05:
-            world.submit_raw(json.dumps({"request_id": request_id, "model_name": "m", "input_data_url": "s3://else/where"}))
+            world.submit_raw(
+                json.dumps({"request_id": request_id, "model_name": "m", "input_data_url": "s3://else/where"})
+            )
         if random.random() < 0.5:
             await asyncio.sleep(random.uniform(0, 2 * LASTS_S / count))
 
 
 async def _weather(world: World, random: Random, told: Told) -> None:
-    for _ in range(random.choice((0, 1, 1, 2, 3, 5, 8))):
+    for _ in range(random.choice((0, 1, 3, 6, 10, 15))):
         begins = random.uniform(0, LASTS_S * 0.8)
         lasts = random.choice((0.3, 1.0, 3.0, 8.0))
         spell = Spell(
@@ -107,7 +109,7 @@ async def _weather(world: World, random: Random, told: Told) -> None:
             random.choice((*OPERATIONS, *PATH, *PATH, "")),
             random.choice(("", "", *REGIONS)),
             most=random.choice((1, 2, 5, 1000)),
-            chance=random.choice((0.3, 1.0)),
+            chance=random.choice((0.2, 0.5, 1.0, 1.0)),
         )
         told.plan.append(str(spell))
         world.weather(spell)

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
     ConnectionClosedError,
     ConnectTimeoutError,
-    BotoCoreError,
     ReadTimeoutError,
 )
 
@@ -92,9 +92,16 @@ REFUSALS = {
     "sqs": [("RequestThrottled", 400), ("ThrottlingException", 400), ("AccessDenied", 403), ("ExpiredToken", 403),
             ("OverLimit", 403), ("KmsAccessDenied", 400)],
 }  # fmt: skip
-RETRIED_CODES = {"RequestThrottled", "ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"}
-ENTRY_CODES = {"sqs": ["InternalError", "ThrottlingException", "AccessDenied", "SomethingNew"],
-               "dynamodb": ["InternalServerError", "ThrottlingError", "ProvisionedThroughputExceeded", "SomethingNew"]}  # fmt: skip
+RETRIED_CODES = {
+    "RequestThrottled",
+    "ThrottlingException",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+}
+ENTRY_CODES = {
+    "sqs": ["InternalError", "ThrottlingException", "AccessDenied", "SomethingNew"],
+    "dynamodb": ["InternalServerError", "ThrottlingError", "ProvisionedThroughputExceeded", "SomethingNew"],
+}
 
 
 @dataclass(slots=True)
@@ -162,6 +169,7 @@ class Wire:
     async def _travel(self, call: Call, service: str) -> Mapping[str, Any]:
         random = self.random
         await asyncio.sleep(LATENCY_S)
+        answer: Mapping[str, Any]
         match call.kind:
             case Kind.REFUSED:
                 code, status = random.choice(REFUSALS[service])
@@ -247,7 +255,7 @@ class Wire:
 
 
 def mangled(answer: Mapping[str, Any], random: Random) -> dict[str, Any]:
-    """Return the answer with something missing, null, or never asked for, at any depth that the SDK would let through."""
+    """Return the answer with something missing, null, or never asked for, as far as the SDK would let it through."""
     said = dict(answer)
     names = [name for name in said if name != "ResponseMetadata"]
     if not names:

@@ -6,8 +6,8 @@ Some of it is looked at the moment it happens (`violations`), the rest when all 
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from random import Random
@@ -19,7 +19,7 @@ from dispatcher.model import Outcome
 from dispatcher.settings import Settings
 from tests.fakes.aws import FakeAws, Item, Queue
 from tests.fakes.faults import LIFE, KilledError, Life
-from tests.world.wire import Call, FakeClients, Kind, Spell, Wire
+from tests.world.wire import Call, FakeClients, Spell, Wire
 
 EPOCH_S = 1_750_000_000.0
 HOME = "us-east-1"
@@ -31,7 +31,7 @@ SHORT: Mapping[str, Any] = {
     "visibility_seconds": 8,
     "claim_lease_seconds": 5,
     "poll_wait_seconds": 1,
-    "depth_ttl_seconds": 4,
+    "depth_ttl_seconds": 16,
     "drain_timeout_seconds": 10,
     "pollers": 2,
     "max_in_flight": 50,
@@ -75,7 +75,16 @@ class Write:
     new: Item
 
     def text(self, name: str) -> str:
-        return str(next(iter(self.new.get(name, {"S": ""}).values())))
+        return text(self.new, name)
+
+    @property
+    def over_expired(self) -> bool:
+        """What stood there before had been forgotten."""
+        return self.old is not None and float(text(self.old, "expires_at")) <= EPOCH_S + self.at + CLOCKS_S
+
+
+def text(item: Item, name: str) -> str:
+    return str(next(iter(item.get(name, {"S": ""}).values())))
 
 
 class Process:
@@ -164,13 +173,11 @@ class World:
         self.sends: list[Send] = []
         self.receives: dict[str, list[Receive]] = defaultdict(list)  # by message id
         self.writes: dict[str, list[Write]] = defaultdict(list)  # by request id
+        self.ledger_trouble: list[tuple[float, Life]] = []  # calls that the weather struck
         self.violations: list[str] = []
-        self.rejects: list[str] = []  # request ids, or bodies, of what is in the dead-letter queue with a reason
         self.redriven = 0
-        self.terms: Any = None
         self._workers: list[asyncio.Task[None]] = []
         loop.set_exception_handler(self._met)
-        self.loop = loop
 
     def epoch(self) -> float:
         return EPOCH_S + self.aws.now()
@@ -185,13 +192,15 @@ class World:
     # --- what happens in it ---------------------------------------------------------------------------------------
 
     def start(self, *, skew_s: float = 0.0, **settings: Any) -> Process:
+        rules = self.settings.get("rules", {})
+        regions = {region: {"queue_url": queue.url, **rules.get(region, {})} for region, queue in self.regional.items()}
         made = Settings(
             home_region=HOME,
             master_queue_url=self.master.url,
-            regions={region: {"queue_url": queue.url} | self.settings.get("rules", {}).get(region, {}) for region, queue in self.regional.items()},
+            regions=regions,
             ledger_table=TABLE,
             **{k: v for k, v in {**self.settings, **settings}.items() if k != "rules"},
-        )  # fmt: skip
+        )
         process = Process(self, f"p{len(self.processes) + 1}", skew_s, made)
         self.processes.append(process)
         return process.start()
@@ -233,6 +242,14 @@ class World:
         self.redriven += count
         return count
 
+    @property
+    def arrived(self) -> list[Send]:
+        return [send for send in self.sends if send.arrived_at is not None]
+
+    def spent(self, message_id: str) -> int:
+        """Receives of a message so far."""
+        return len(self.receives[message_id])
+
     def work(self, region: str, per_second: float) -> None:
         """From now on workers take messages there."""
 
@@ -256,6 +273,7 @@ class World:
         """Fine weather, a dispatcher at work, dead letters sent back: until nothing is left to be done."""
         self.wire.clear()
         for process in self.alive:
+            process.life.dies = lambda point, number: False
             if process.drained_at is not None:
                 await process.ended.wait()
         if not self.alive:
@@ -300,6 +318,8 @@ class World:
         match call.operation:
             case "send_message_batch" if self._regional(call):
                 call.notes = [self._departs(call, entry) for entry in call.parameters["Entries"]]
+            case "update_item" | "put_item" | "batch_execute_statement" | "batch_get_item" if call.kind:
+                self.ledger_trouble.append((call.left_at, call.life))
             case "change_message_visibility_batch" | "delete_message_batch":
                 for entry in call.parameters["Entries"]:
                     receive = self._received(entry["ReceiptHandle"])
@@ -319,16 +339,14 @@ class World:
         item = self.aws.tables[TABLE].get(request_id)
         token = ""
         generation = int(((entry.get("MessageAttributes") or {}).get(GENERATION) or {}).get("StringValue") or 0)
-        if item and int(item["generation"]["N"]) > generation:
-            pass  # dispatched again on purpose meanwhile: that took the claim away, and this send may end where it began
-        elif item is None or item["state"]["S"] != "claimed" or item.get("region") != {"S": call.region}:
-            self.violations.append(f"{request_id}: sent to {call.region} at {call.left_at:.3f}, and the ledger says {item}")
-        else:
-            token = item["owner"]["S"]
+        of_item = int(item["generation"]["N"]) if item else 0
+        if item and item["state"]["S"] == "claimed" and item.get("region") == {"S": call.region}:
+            token, generation = item["owner"]["S"], of_item
             left_s = float(item["lease_end"]["N"]) - self.epoch()
-            needed_s = min(10.0, self.settings["claim_lease_seconds"] / 3)
-            if left_s < needed_s - CLOCKS_S:
+            if left_s < min(10.0, self.settings["claim_lease_seconds"] / 3) - CLOCKS_S:
                 self.violations.append(f"{request_id}: sent with {left_s:.3f} s of lease left")
+        elif of_item <= generation:  # else it was asked for again on purpose, and this claim was taken away for that
+            self.violations.append(f"{request_id}: sent to {call.region}, but the ledger says {item}")
         send = Send(request_id, call.region, call.life, token, generation, call.left_at, call.doubtful)
         self.sends.append(send)
         return send
@@ -363,11 +381,14 @@ class World:
             receive.heard = receive.receipt in told
 
     def _judge_again(self, before: Receive, again: Receive) -> None:
-        """A receive is spent only for a reason: whose dispatcher lives and got it keeps it, or lets it go on purpose."""
+        """A receive is spent only for a reason: a dispatcher that lives and heard of it keeps it, or lets it go."""
         process = next(p for p in self.processes if p.life is before.life)
-        if any(request.generation and again.message_id in request.message_ids for request in self.requests.values()):
+        body = self.master.messages[again.message_id].body
+        if any(request.generation and f'"{request.request_id}"' in body for request in self.requests.values()):
             return  # whoever loses its claim to one that is dispatched again on purpose leaves its message
-        excused = before.life.dead or not process.alive or not before.heard or before.let_go or before.lapsed
+        # whose claim is answered after its lease has lost it, and leaves its message to whoever has it now
+        late = any(life is before.life and before.at <= at for at, life in self.ledger_trouble)
+        excused = not process.alive or not before.heard or before.let_go or before.lapsed or late
         if not excused:
             self.violations.append(
                 f"{again.message_id}: received at {before.at:.3f} by {before.life.name}, and again at {again.at:.3f} "
@@ -388,15 +409,14 @@ class World:
             if state != "claimed":
                 self.violations.append(f"{key}: {state} without a claim")
             return
-        was = Write(0.0, key, None, old)
-        expired = float(was.text("expires_at")) <= self.epoch() + CLOCKS_S
-        again = int(write.text("generation")) > int(was.text("generation"))
-        if was.text("owner") != owner:
-            over = float(was.text("lease_end")) <= self.epoch() + CLOCKS_S
-            free = was.text("state") in ("released", "rejected") or (was.text("state") == "claimed" and over)
-            if not (free or expired or again):
-                self.violations.append(f"{key}: {was.text('state')} by {was.text('owner')[:6]}, taken by {owner[:6]}")
-        elif was.text("state") == "dispatched" and state != "dispatched":
+        was = text(old, "state")
+        again = int(write.text("generation")) > int(text(old, "generation"))
+        if text(old, "owner") != owner:
+            over = float(text(old, "lease_end")) <= self.epoch() + CLOCKS_S
+            free = was in ("released", "rejected") or (was == "claimed" and over)
+            if not (free or write.over_expired or again):
+                self.violations.append(f"{key}: {was} by {text(old, 'owner')[:6]}, taken by {owner[:6]}")
+        elif was == "dispatched" and state != "dispatched":
             self.violations.append(f"{key}: dispatched, and then {state}")
 
     # --- what must hold in the end ----------------------------------------------------------------------------------
@@ -435,27 +455,25 @@ class World:
         return ((a, b) for n, a in enumerate(ordered) for b in ordered[n + 1 :])
 
     def _unexcused(self, a: Send, b: Send) -> str:
-        """Why `b` should not have been sent after `a`; nothing when it may."""
+        """Why `b` should not have been sent after `a`; nothing when it is one of the named windows."""
         if b.generation > a.generation:
-            return ""
-        confirmed = [w for w in self.writes[a.request_id] if w.text("state") == "dispatched" and w.at <= b.left_at]
-        for write in confirmed:
-            since = [w for w in self.writes[a.request_id] if write.at < w.at <= b.left_at and w.old is not None]
-            expired = any(float(Write(0.0, "", None, w.old or {}).text("expires_at")) <= EPOCH_S + w.at + CLOCKS_S for w in since)
-            if int(write.text("generation")) == b.generation and not expired and write.at >= a.left_at:
-                return "sent again after it was confirmed"
-        if confirmed and not [w for w in confirmed if w.at >= a.left_at]:
-            pass
+            return ""  # asked for
+        between = [write for write in self.writes[a.request_id] if a.left_at <= write.at <= b.left_at]
+        confirmed_at = [
+            write.at
+            for write in between
+            if write.text("state") == "dispatched" and int(write.text("generation")) == b.generation
+        ]
+        if confirmed_at:
+            forgotten = any(write.over_expired and write.at > confirmed_at[0] for write in between)
+            return "" if forgotten else "sent again after it was confirmed"
         if a.heard_at is None or a.heard_at > b.left_at:
-            return ""  # the answer was lost, or is late
-        if a.life.dead or not next(p for p in self.processes if p.life is a.life).alive:
+            return ""  # its answer was lost, or is late
+        if not next(process for process in self.processes if process.life is a.life).alive:
             return ""  # its dispatcher died, or ended at the drain's deadline, before it could say so
-        if any(w.at > a.left_at and w.text("owner") != a.token for w in self.writes[a.request_id] if w.at <= b.left_at):
-            lease = self.settings["claim_lease_seconds"]
-            if b.left_at - a.heard_at >= lease / 2:
-                return ""  # the ledger took no confirmation for as long as a lease
-        if confirmed:
-            return ""
+        kept_out = any(life is a.life and a.heard_at <= at <= b.left_at for at, life in self.ledger_trouble)
+        if kept_out and b.token != a.token:
+            return ""  # the ledger took no confirmation until the lease was over
         return "a second copy without a reason"
 
     def _check_process(self, process: Process) -> None:
@@ -475,20 +493,17 @@ class World:
 
     def story(self) -> str:
         """What happened, in order."""
-        lines: list[tuple[float, str]] = []
-        for spell in self.wire.spells:
-            lines.append((spell.begins, f"weather   {spell}"))
+        lines = [(spell.begins, f"weather   {spell}") for spell in self.wire.spells]
         for key, writes in self.writes.items():
-            lines += [
-                (w.at, f"ledger    {key} {w.text('state')} by {w.text('owner')[:6]} for {w.text('region')}, lease until "
-                       f"{float(w.text('lease_end')) - EPOCH_S:.3f}") for w in writes
-            ]  # fmt: skip
+            for w in writes:
+                until = f", until {float(w.text('lease_end')) - EPOCH_S:.3f}" if w.text("state") == "claimed" else ""
+                what = f"{w.text('state')} by {w.text('owner')[:6]} for {w.text('region')}{until}"
+                lines.append((w.at, f"ledger    {key} {what}"))
         lines += [(send.left_at, f"send      {_told(send)}") for send in self.sends]
         for receives in self.receives.values():
-            lines += [
-                (r.at, f"received  {r.message_id} by {r.life.name}{'' if r.heard else ', who did not hear of it'}"
-                       f"{', let go' if r.let_go else ''}{', not extended' if r.lapsed else ''}") for r in receives
-            ]  # fmt: skip
+            for r in receives:
+                more = [", who did not hear of it"] * (not r.heard) + [", let go"] * r.let_go + [", lapsed"] * r.lapsed
+                lines.append((r.at, f"received  {r.message_id} by {r.life.name}{''.join(more)}"))
         for process in self.processes:
             if process.life.died_at is not None:
                 lines.append((process.life.died_at, f"killed    {process.life.name}"))
@@ -497,10 +512,19 @@ class World:
         return "\n".join(f"{at:9.3f} {text}" for at, text in sorted(lines))
 
 
+@asynccontextmanager
+async def story(seed: int = 1, **settings: Any) -> AsyncIterator[World]:
+    """A world that settles and is checked when its story ends well."""
+    here = World(seed, **settings)
+    try:
+        yield here
+        await here.settle()
+        here.check()
+    finally:
+        await here.end()
+
+
 def _told(send: Send) -> str:
     arrived = "did not arrive" if send.arrived_at is None else f"arrived {send.arrived_at:.3f}"
     heard = "unheard" if send.heard_at is None else f"heard {send.heard_at:.3f}"
     return f"{send.request_id} to {send.region} by {send.life.name} at {send.left_at:.3f}, {arrived}, {heard}"
-
-
-__all__ = ["Kind", "Process", "Request", "Spell", "World", "suppress"]

@@ -1,0 +1,3 @@
+from tests.loops.conftest import _quiet
+
+__all__ = ["_quiet"]
