@@ -243,6 +243,132 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
     sys.exit(0 if any(values["depth"] is not None for values in regions.values()) else 1)
 
 
+@main.group()
+def dlq() -> None:
+    """Look into the master queue's dead-letter queue; send messages back, or drop them."""
+
+
+_reason = click.option("--reason", default="", help="Only those whose reason contains this text.")
+_ids = click.option("--id", "request_ids", multiple=True, help="Only this request's; may be repeated.")
+
+
+@dlq.command("list")
+@_reason
+@_ids
+@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many.")
+@_config
+@_json
+def dlq_list(reason: str, request_ids: tuple[str, ...], limit: int, config: Path | None, as_json: bool) -> None:
+    """List the messages, oldest first: age, receives, request id, and why they are there.
+
+    \b
+    Example: dispatcher dlq list --reason model_name
+    """
+    from dispatcher.commands import dlq as letters
+
+    wanted = letters.Wanted(reason, frozenset(request_ids))
+
+    async def look(clients: Any, seen: Callable[[int, int], None]) -> Any:
+        async with letters.opened(settings, clients) as mailbox:
+            found = await letters.look(mailbox, wanted, most=limit, seen=partial(seen, mailbox.size))
+            return found, mailbox.size
+
+    settings = _loaded(load, config)
+    found, size = _sweeping("looking", look)
+    if as_json:
+        _print_json([letter.values for letter in found])
+        return
+    if found:
+        rows = []
+        for one in found:
+            request_id, message_id = _shown(one.request_id or "-"), one.delivery.message_id
+            rows.append([_age(one.age_s), str(one.delivery.receives), request_id, message_id, _shown(one.reason)])
+        _print_table(rows, ["age", "receives", "request id", "message id", "reason"])
+    more = f", as many as --limit allows of about {size}" if len(found) == limit else ""
+    click.echo(f"{len(found)} messages{more}", err=True)
+
+
+@dlq.command("redrive")
+@_reason
+@_ids
+@click.option("--all", "_everything", is_flag=True, help="Every message; the same as saying none of the others.")
+@click.option("--again", is_flag=True, help="Also what was dispatched before: once more, on purpose.")
+@click.option("--rate", type=click.FloatRange(min=0.1), default=50.0, show_default=True, help="Messages a second.")
+@_config
+@_json
+def dlq_redrive(
+    reason: str,
+    request_ids: tuple[str, ...],
+    _everything: bool,
+    again: bool,
+    rate: float,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Send messages back to the master queue, unless the ledger says that their request was dispatched.
+
+    What was dispatched is dropped; what would be rejected again stays. It may be killed and started again at any time.
+
+    \b
+    Example: dispatcher dlq redrive --reason 'received too often' --rate 20
+    """
+    from dispatcher.commands import dlq as letters
+
+    wanted = letters.Wanted(reason, frozenset(request_ids))
+
+    async def send_back(clients: Any, seen: Callable[[int, int], None]) -> Any:
+        async with letters.redriving(settings, clients, wanted, again=again, per_second=rate) as redrive:
+            return await redrive.run(partial(seen, redrive.mailbox.size))
+
+    settings = _loaded(load, config)
+    fates = _sweeping("redriving", send_back)
+    if as_json:
+        _print_json({fate.value: fates[fate] for fate in letters.Fate})
+    else:
+        for fate in letters.Fate:
+            if fates[fate]:
+                click.echo(f"{fates[fate]} {letters.MEANING[fate]}")
+        if not fates:
+            click.echo("the dead-letter queue is empty")
+    sys.exit(1 if fates[letters.Fate.FAILED] else 0)
+
+
+@dlq.command("purge")
+@_reason
+@_ids
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_config
+@_json
+def dlq_purge(reason: str, request_ids: tuple[str, ...], yes: bool, config: Path | None, as_json: bool) -> None:
+    """Drop messages for ever. Asks first, with their number.
+
+    \b
+    Example: dispatcher dlq purge --reason 'body is not JSON'
+    """
+    from dispatcher.commands import dlq as letters
+
+    wanted = letters.Wanted(reason, frozenset(request_ids))
+
+    async def look(clients: Any, seen: Callable[[int, int], None]) -> Any:
+        async with letters.opened(settings, clients) as mailbox:
+            return await letters.look(mailbox, wanted, most=sys.maxsize, seen=partial(seen, mailbox.size))
+
+    async def drop(clients: Any, seen: Callable[[int, int], None]) -> Any:
+        async with letters.opened(settings, clients) as mailbox:
+            return await letters.purge(mailbox, found, partial(seen, len(found)))
+
+    settings = _loaded(load, config)
+    found = _sweeping("looking", look)
+    if found and not yes:
+        click.confirm(f"Drop {len(found)} messages of the dead-letter queue for ever?", abort=True, err=True)
+    gone = _sweeping("dropping", drop) if found else 0
+    if as_json:
+        _print_json({"purged": gone, "meant": len(found)})
+    else:
+        click.echo(f"dropped {gone} of {len(found)} messages")
+    sys.exit(0 if gone == len(found) else 1)
+
+
 @main.command()
 @click.argument("scenario", default="unequal")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed brings the same arrivals.")
@@ -385,6 +511,29 @@ def _with_clients(work: Callable[[Any], Any]) -> Any:
         return asyncio.run(inside())
     except (AwsError, DispatcherError) as fault:
         _fail(str(fault))
+
+
+def _sweeping(what: str, work: Callable[[Any, Callable[[int, int], None]], Any]) -> Any:
+    """Run `work` with clients and a progress bar: it is told about how many there are, and how many more were seen."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+
+        def seen(size: int, more: int) -> None:
+            progress.update(bar, total=size, advance=more)
+
+        return _with_clients(lambda clients: work(clients, seen))
+
+
+def _shown(text: str) -> str:
+    """Somebody else's text, safe for a terminal: control characters are spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _fail(message: str) -> NoReturn:

@@ -342,7 +342,7 @@ class Pipeline:
         await self._until(flight, until)
 
     async def _outlast(self, flight: Flight, until: float) -> None:
-        """Keep a message here while the other claim lives: it came back for that once, and must not use up its receives."""
+        """Keep a message here while the other claim lives: it came back for that once, and has few receives left."""
         log.info("message.kept", message_id=flight.delivery.message_id, until=until)
         self.board.unbook(flight)
         flight.parked = True

@@ -118,6 +118,16 @@ def _json_object(body: str) -> dict[str, Any]:
     return fields
 
 
+def request_id_of(body: str) -> str | None:
+    """Return the id that a body names, also one that cannot be dispatched; None if it names none."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    request_id = fields.get("request_id") if isinstance(fields, dict) else None
+    return request_id if isinstance(request_id, str) else None
+
+
 def _fault(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "body"
     said = error["msg"].removeprefix("Value error, ")

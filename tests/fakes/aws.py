@@ -86,8 +86,8 @@ class Queue:
                 continue
             if self.dead is not None and self.receives_max is not None and message.receives >= self.receives_max:
                 del self.messages[message.message_id]
-                self.dead.messages[message.message_id] = message  # with the id and the age that it had
-                message.receives, message.visible_at = 0, now
+                self.dead.messages[message.message_id] = message  # with its id, its age and its receives so far
+                message.visible_at = now
                 self.dead.arrived.set()
                 continue
             message.receives += 1

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from tests.fakes.aws import refusal
 from tests.virtual_time import run_virtual
-from tests.world.wire import Kind, Spell
+from tests.world.wire import Call, Kind, Spell
 from tests.world.world import EPOCH_S, REGIONS, TABLE, World, story, text
 
 TEN_MINUTES_S = 600.0
@@ -121,12 +123,14 @@ def test_a_thousand_held_messages_are_all_kept_by_few_calls_though_these_are_slo
             ids = [here.submit(f"r{number}") for number in range(1200)]
             calls = 0
 
-            def counted(call: object) -> None:
-                nonlocal calls
-                calls += getattr(call, "operation", "") == "change_message_visibility_batch"
-
             leaves = here.wire.leaves
-            here.wire.leaves = lambda call: (counted(call), leaves(call))[1]
+
+            def counting(call: Call) -> None:
+                nonlocal calls
+                calls += call.operation == "change_message_visibility_batch"
+                leaves(call)
+
+            here.wire.leaves = counting
             await asyncio.sleep(lasts_s - 10)
             spent = [here.spent(message_id) for message_id in ids]
             held = sum(count > 0 for count in spent)
@@ -199,7 +203,9 @@ def test_a_second_try_carries_body_attributes_and_trace_as_the_first_did(how: st
     async def main() -> None:
         async with story() as here:
             body = '{"request_id":"r" ,  "model_name":"m","input_data_url":"s3://b/k","x":"\\u00e9 é"}'
-            attributes = {f"a{n}": {"DataType": "String", "StringValue": str(n)} for n in range(4)}
+            attributes: dict[str, dict[str, Any]] = {
+                f"a{n}": {"DataType": "String", "StringValue": str(n)} for n in range(4)
+            }
             attributes["bytes"] = {"DataType": "Binary", "BinaryValue": b"\x00\xff"}
             trace = {"AWSTraceHeader": {"DataType": "String", "StringValue": "Root=1-abc"}}
             first = here.start()
@@ -228,7 +234,7 @@ def test_a_second_try_carries_body_attributes_and_trace_as_the_first_did(how: st
 
 def test_while_no_depth_can_be_read_nothing_is_received_or_sent_and_the_reason_says_so() -> None:
     async def main() -> None:
-        async with story() as here:
+        async with story(depth_ttl_seconds=4) as here:
             process = here.start()
             here.submit("before")
             assert await here.until(lambda: here.arrived, 20)
@@ -259,12 +265,12 @@ def test_ten_minutes_without_a_table_delete_nothing_and_spend_nothing_whatever_i
             await asyncio.sleep(2)
             do = here.aws.do
 
-            def refusing(region: str, operation: str, parameters: object) -> dict[str, object]:
+            def refusing(region: str, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
                 if operation in ("batch_execute_statement", "put_item", "update_item", "get_item", "batch_get_item"):
                     raise refusal(code, operation)
-                return do(region, operation, parameters)  # type: ignore[arg-type]
+                return do(region, operation, parameters)
 
-            here.aws.do = refusing  # type: ignore[assignment,method-assign]
+            here.aws.do = refusing  # type: ignore[method-assign]
             ids = [here.submit(f"r{number}") for number in range(300)]
             await asyncio.sleep(TEN_MINUTES_S)
             assert len(here.master.messages) == 300

@@ -6,7 +6,7 @@ Some of it is looked at the moment it happens (`violations`), the rest when all 
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from dispatcher.app import App
 from dispatcher.clock import Clock
 from dispatcher.model import Outcome
 from dispatcher.settings import Settings
+from dispatcher.telemetry.metrics import Metrics
 from tests.fakes.aws import FakeAws, Item, Queue
 from tests.fakes.faults import LIFE, KilledError, Life
 from tests.world.wire import Call, FakeClients, Spell, Wire
@@ -191,19 +192,37 @@ class World:
 
     # --- what happens in it ---------------------------------------------------------------------------------------
 
-    def start(self, *, skew_s: float = 0.0, **settings: Any) -> Process:
+    def operators(self, **settings: Any) -> Settings:
         rules = self.settings.get("rules", {})
         regions = {region: {"queue_url": queue.url, **rules.get(region, {})} for region, queue in self.regional.items()}
-        made = Settings(
+        return Settings(
             home_region=HOME,
             master_queue_url=self.master.url,
             regions=regions,
             ledger_table=TABLE,
             **{k: v for k, v in {**self.settings, **settings}.items() if k != "rules"},
         )
-        process = Process(self, f"p{len(self.processes) + 1}", skew_s, made)
+
+    def start(self, *, skew_s: float = 0.0, **settings: Any) -> Process:
+        process = Process(self, f"p{len(self.processes) + 1}", skew_s, self.operators(**settings))
         self.processes.append(process)
         return process.start()
+
+    async def command[T](self, life: Life, work: Callable[[Settings, FakeClients], Awaitable[T]]) -> T | None:
+        """Run what an operator's command does; None if it was killed."""
+
+        async def run() -> T | None:
+            clock = Clock(self.epoch)
+            try:
+                return await work(self.operators(), FakeClients(self.wire, clock, Metrics.unread()))
+            except BaseException:
+                if not life.dead:
+                    raise
+                return None
+
+        context = copy_context()
+        context.run(LIFE.set, life)
+        return await asyncio.create_task(run(), context=context)
 
     @property
     def alive(self) -> list[Process]:
