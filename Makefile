@@ -42,6 +42,12 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)
 
+chaos: setup  ## Three dispatchers, faults of every kind, kill -9 and SIGTERM at random: five minutes on an emulator
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: setup  ## Thirty minutes of a steady rate with faults and no kills: does anything leak?
+	@$(BIN)/python -m tests.chaos --minutes 30 --rate 20 --no-kills $(ARGS)
+
 clean:  ## Remove the environments and caches
 	rm -rf .venv .venv-emulator .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
@@ -62,4 +68,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-emulator
 	@VIRTUAL_ENV=.venv-emulator $(UV) pip install --quiet --require-hashes -r requirements/emulator.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check fmt lock duel clean
+.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak clean

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Protocol
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from dispatcher import __version__
 from dispatcher.aws.clients import Caller, Clients
@@ -82,6 +82,7 @@ class App:
         self.random = random or Random()
         self.clock = clock or Clock()
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, processor time and open files, under their usual names
         self.metrics = Metrics(
             self.registry,
             home=self.home,

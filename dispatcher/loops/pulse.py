@@ -73,6 +73,7 @@ class Pulse:
         self.metrics.fleet.set(self.board.dispatchers())
         self.metrics.fleet_unshared.set(not self.board.shares_room())
         self.metrics.breaker_open.labels("ledger").set(self.ledger_breaker.state is BreakerState.OPEN)
+        self.metrics.loop_tasks.set(len(asyncio.all_tasks()))
         self.metrics.in_flight.set(len(self.in_flight))
         self.metrics.draining.set(self.lifecycle.draining)
         self.metrics.holding.set(self.gate.holding() is not None)

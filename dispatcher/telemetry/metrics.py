@@ -104,6 +104,7 @@ class Metrics:
         self.in_flight = gauge("inflight_messages", "Messages held by this process.")
         self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.")
         self.last_poll = gauge("last_poll_timestamp_seconds", "Unix time when a poll last ended well.")
+        self.loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop; more and more of them is a leak.")
         self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop woke a timer.")
         self.draining = gauge("draining", "1 while draining.")
         self.holding = gauge("holding", "1 while nothing is received on purpose: no Region or no ledger to go to.")

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 
 HOST = "127.0.0.1"
-_SCOPE = re.compile(r"Credential=[^/]+/\d+/([^/]+)/([^/]+)/aws4_request")
+_SCOPE = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request")
 _HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
@@ -72,14 +72,19 @@ class Call:
     region: str
     service: str
     body: bytes
+    caller: str = ""  # its access key
+    struck: Fault | None = None
     answer: bytes = b""  # the emulator's
 
 
 class Proxy:
-    """Use as a context. `calls` has every call with both bodies, byte for byte."""
+    """Use as a context. `calls` has every call with both bodies, byte for byte; with `hears`, nothing is kept, and it
+    is told of every call as it comes, and again when it has ended.
+    """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, hears: "Callable[[Call, bool], None] | None" = None) -> None:
         self._upstream = upstream
+        self._hears = hears
         self._faults: list[Fault] = []
         self._runners: list[web.AppRunner] = []
         self._open: set[asyncio.Task[web.StreamResponse]] = set()
@@ -112,6 +117,11 @@ class Proxy:
         await web.TCPSite(runner, HOST, port, reuse_address=True).start()
         return runner, int(runner.addresses[0][1])
 
+    def forget(self, fault: Fault) -> None:
+        """Lift it, and keep nothing of it."""
+        fault.lift()
+        self._faults.remove(fault)
+
     def add(self, fault: Fault) -> Fault:
         self._faults.append(fault)
         return fault
@@ -143,11 +153,21 @@ class Proxy:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         scope = _SCOPE.search(request.headers.get("Authorization", ""))
-        region, service = (scope[1], scope[2]) if scope else ("", "")
+        caller, region, service = (scope[1], scope[2], scope[3]) if scope else ("", "", "")
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
-        call = Call(operation, region, service, await request.read())
-        self.calls.append(call)
-        fault = next((fault for fault in self._faults if fault.fits(call)), None)
+        call = Call(operation, region, service, await request.read(), caller)
+        call.struck = next((fault for fault in self._faults if fault.fits(call)), None)
+        if self._hears is None:
+            self.calls.append(call)
+            return await self._answer_call(request, call)
+        self._hears(call, False)
+        try:
+            return await self._answer_call(request, call)
+        finally:
+            self._hears(call, True)
+
+    async def _answer_call(self, request: web.Request, call: Call) -> web.StreamResponse:
+        fault = call.struck
         if fault is None:
             return await self._forward(request, call)
         fault.bodies.append(call.body)
@@ -193,7 +213,8 @@ class Proxy:
         asked = json.loads(call.body)
         name = "Statements" if "Statements" in asked else "Entries"
         items = asked[name]
-        part = Call(call.operation, call.region, call.service, json.dumps(asked | {name: items[::2]}).encode())
+        body = json.dumps(asked | {name: items[::2]}).encode()
+        part = Call(call.operation, call.region, call.service, body, call.caller)
         answer = await self._forward(request, part)
         said = json.loads(part.answer)
         if name == "Statements":

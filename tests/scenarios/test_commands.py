@@ -2,34 +2,15 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from dispatcher.demo.cloud import Cloud, free_port
+from dispatcher.demo.cloud import free_port
+from tests.scenarios.conftest import Run
 from tests.scenarios.world import REGIONS, World, request, requests
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def run(ministack: Cloud) -> Run:
-    """Run `dispatcher …` on the emulator, with `settings` besides."""
-
-    def command(
-        *arguments: str, settings: Mapping[str, str] = {}, text: str = "", on: Cloud | None = ministack
-    ) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, **(on.environment if on else {}), **settings}
-        argv = [sys.executable, "-m", "dispatcher", *arguments]
-        return subprocess.run(argv, env=environment, input=text, capture_output=True, text=True, timeout=100)
-
-    return command
 
 
 @pytest.fixture

@@ -8,19 +8,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aioboto3
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.aws.provision import Resources
+from dispatcher.aws.clients import Clients
+from dispatcher.aws.provision import Resources, provision
+from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud, free_port
-from tests.scenarios.proxy import HOST, Proxy
+from dispatcher.model import Region
+from dispatcher.telemetry.metrics import Metrics
+from tests.scenarios.proxy import HOST, Call, Proxy
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
 HOME = "us-east-1"
@@ -150,6 +155,33 @@ class Samples:
         return sum(v for n, has, v in self.all if n == f"dispatcher_{name}" and labels.items() <= has.items())
 
 
+async def provisioned() -> Resources:
+    """Create queues and a table with names of their own, on the emulator that the environment points at."""
+    async with Clients(Clock(), Metrics.unread()) as clients:
+        regions = [Region(region) for region in REGIONS]
+        made = [
+            step async for step in provision(clients, name=f"t{uuid4().hex[:12]}", home=Region(HOME), regions=regions)
+        ]
+    resources = made[-1]
+    assert isinstance(resources, Resources)
+    return resources
+
+
+@asynccontextmanager
+async def world_of(
+    cloud: Cloud, resources: Resources, folder: Path, hears: Callable[[Call, bool], None] | None = None
+) -> AsyncIterator["World"]:
+    """A world that ends its dispatchers; `folder` is for their logs, `hears` for the proxy."""
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(Proxy(cloud.endpoint, hears))
+        world = World(cloud, resources, proxy, folder, stack)
+        await world.open()
+        try:
+            yield world
+        finally:
+            world.end()
+
+
 @dataclass(slots=True, eq=False)
 class World:
     cloud: Cloud
@@ -160,6 +192,7 @@ class World:
     sqs: dict[str, Any] = field(default_factory=dict)  # clients by Region, straight to the emulator
     session: aiohttp.ClientSession = field(init=False)
     dispatchers: list[Dispatcher] = field(default_factory=list)
+    quiet: bool = False
 
     async def open(self) -> None:
         self.session = await self.stack.enter_async_context(aiohttp.ClientSession())
@@ -201,6 +234,8 @@ class World:
                 dispatcher.signal(signal.SIGCONT)
                 dispatcher.signal(signal.SIGKILL)
             dispatcher.process.wait()
+            if self.quiet:
+                continue
             lines = dispatcher.log.read_text(errors="replace").splitlines()
             print(f"--- dispatcher {number}: status {dispatcher.process.returncode}, last of {len(lines)} lines")
             print("\n".join(line[:400] for line in lines[-30:]))

@@ -44,6 +44,7 @@ CATALOGUE: dict[str, tuple[str, set[str]]] = {
     "build_info": ("gauge", {"version", "revision", "python_version"}),
 }
 CATALOGUE |= {  # beyond the contract (decisions 35)
+    "event_loop_tasks": ("gauge", set()),
     "region_capacity_ratio": ("gauge", {"target_region"}),
     "region_stalled": ("gauge", {"target_region"}),
     "region_budget_messages": ("gauge", {"target_region"}),
