@@ -37,10 +37,15 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	compile requirements/bootstrap.in -o requirements/bootstrap.txt; \
 	compile pyproject.toml -o requirements/runtime.txt; \
 	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
-	compile --group emulator -o requirements/emulator.txt
+	compile --group emulator -o requirements/emulator.txt; \
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
+	    --custom-compile-command 'make lock' --upgrade requirements/localstack.in -o requirements/localstack.txt
 
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)
+
+conformance:  ## The contract suites on DynamoDB Local and LocalStack, too; fetches both
+	@.ci/conformance $(ARGS)
 
 chaos: setup  ## Three dispatchers, faults of every kind, kill -9 and SIGTERM at random: five minutes on an emulator
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -68,4 +73,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-emulator
 	@VIRTUAL_ENV=.venv-emulator $(UV) pip install --quiet --require-hashes -r requirements/emulator.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak clean
+.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak conformance clean

@@ -56,6 +56,7 @@ _CAUSES: Mapping[str, Cause] = {
     **dict.fromkeys(
         [
             "ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidMessageContents", "InvalidParameterValue",
+            "InvalidParameterValueException",
             "InvalidAttributeValue", "InvalidAttributeName", "InvalidIdFormat",
         ],
         Cause.INVALID,

@@ -70,7 +70,7 @@ async def provision(
         regional[region], _ = await _queue_pair(callers[region], f"{name}-regional", REGIONAL_VISIBILITY_S)
         yield f"queue {name}-regional and its dead-letter queue in {region}"
     table = f"{name}-ledger"
-    await _table(table_caller, table)
+    await create_table(table_caller, table)
     yield f"table {table} in {home}"
     yield Resources(home, master, dead_letters, regional, table)
 
@@ -99,7 +99,8 @@ async def _queue(call: Caller, name: str, attributes: dict[str, str]) -> str:
     return call.endpoint.rstrip("/") + urlsplit(url).path  # emulators like to name hosts that do not resolve
 
 
-async def _table(call: Caller, name: str) -> None:
+async def create_table(call: Caller, name: str) -> None:
+    """Create the ledger's table, or find it there. Raises AwsError."""
     try:
         await call(
             "create_table",

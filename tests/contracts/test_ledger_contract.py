@@ -1,6 +1,7 @@
 """What the pipeline relies on of a ledger, on the fake and on emulators alike."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -10,11 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.clients import Caller
 from dispatcher.aws.ledger import Ledger, read_item
-from dispatcher.aws.provision import Resources, provision
+from dispatcher.aws.provision import create_table
 from dispatcher.clock import Clock
-from dispatcher.demo.cloud import Cloud
 from dispatcher.errors import AmbiguousError, AwsError, LeaseLostError
 from dispatcher.model import (
     Choice,
@@ -35,6 +35,7 @@ from dispatcher.model import (
 from dispatcher.pipeline import Ledger as LedgerProtocol
 from dispatcher.rescue import MoveLedger
 from dispatcher.telemetry.metrics import Metrics
+from tests.contracts.conftest import clients_on, kinds
 from tests.fakes.faults import Faults, lost_answer
 from tests.fakes.ledger import FakeLedger
 
@@ -102,7 +103,13 @@ def request(request_id: str, *, lease_s: float = 90.0, at: Time, region: Region 
     return ClaimRequest(message, uuid4().hex, chosen(region), at.now() + lease_s, f"source-{uuid4().hex}")
 
 
-@pytest.fixture(params=["fake", "ministack-batched", "ministack-single", "moto-single"])
+KINDS = kinds(
+    "fake", "fake-aws-batched", "fake-aws-single", "ministack-batched", "ministack-single", "moto-single",
+    others=("dynamodb-local-batched", "dynamodb-local-single"),
+)  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     kind = str(request.param)
     clock = Time()
@@ -111,17 +118,15 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         fake = FakeLedger(clock.now, retention_s=RETENTION_S, faults=faults)
         yield Subject(fake, fake, clock, fake.read, lambda operation: faults.on(operation, lost_answer()))
         return
-    cloud: Cloud = request.getfixturevalue(kind.split("-")[0])
-    for name, value in cloud.environment.items():
-        monkeypatch.setenv(name, value)
     async with AsyncExitStack() as stack:
         metrics = Metrics.unread()
-        clients = await stack.enter_async_context(Clients(Clock(), metrics))
-        last = [step async for step in provision(clients, name=f"contract-{kind}", home=HOME, regions=[])][-1]
-        assert isinstance(last, Resources)
+        clients = await clients_on(kind, request, monkeypatch, stack)
+        table = "fake-ledger"
         caller = await clients.open("dynamodb", HOME, pool=20, attempts=1)
+        if not kind.startswith("fake"):
+            table = f"contract-{kind}-{os.environ.get('PYTEST_XDIST_WORKER', '')}"
+            await create_table(caller, table)
         losing = LosingCaller(caller)
-        table = last.ledger_table
 
         async def ledger() -> Ledger:
             made = Ledger(

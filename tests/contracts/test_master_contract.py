@@ -10,13 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from dispatcher.aws.clients import Clients
 from dispatcher.aws.master import MasterQueue
-from dispatcher.clock import Clock
-from dispatcher.demo.cloud import Cloud
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import Attribute, Delivery, Region
-from dispatcher.telemetry.metrics import Metrics
+from tests.contracts.conftest import clients_on, kinds
 from tests.fakes.faults import Faults
 from tests.fakes.queues import FakeMaster
 from tests.fakes.world import epoch
@@ -41,7 +38,7 @@ class Subject:
     redriven: Callable[[], Awaitable[int]]
 
 
-@pytest.fixture(params=["fake", "ministack"])
+@pytest.fixture(params=kinds("fake", "fake-aws", "ministack", others=("localstack",)))
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     if request.param == "fake":
         fake = FakeMaster(epoch, visibility_s=VISIBILITY_S, wait_s=1, faults=Faults(latency_s=0.001))
@@ -54,11 +51,8 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
         yield Subject(fake, send, redriven)
         return
-    cloud: Cloud = request.getfixturevalue("ministack")
-    for name, value in cloud.environment.items():
-        monkeypatch.setenv(name, value)
     async with AsyncExitStack() as stack:
-        clients = await stack.enter_async_context(Clients(Clock(), Metrics.unread()))
+        clients = await clients_on(str(request.param), request, monkeypatch, stack)
         call = await clients.open("sqs", HOME, pool=10, attempts=1)
         dead_url = (await call("create_queue", QueueName=f"dead-{uuid4().hex}"))["QueueUrl"]
         arn = (await call("get_queue_attributes", QueueUrl=dead_url, AttributeNames=["QueueArn"]))["Attributes"]
@@ -172,7 +166,9 @@ async def test_kept_invisible_it_stays_away_that_long_and_no_longer(subject: Sub
     await subject.master.keep_invisible(delivery, VISIBILITY_S)
     assert await _received(subject) == []  # a second passes here
     await asyncio.sleep(0.5)
-    assert await _received(subject, 1), "it counts from the extension, not from the receive"
+    # an emulator may look for what has become visible once a second only
+    back = await _received(subject, 1) or await _received(subject, 1)
+    assert back, "it counts from the extension, not from the receive"
     assert await subject.redriven() == 0
 
 
@@ -186,7 +182,12 @@ async def test_many_at_once_each_get_their_own_answer(subject: Subject) -> None:
     assert await _received(subject) == []
 
 
-async def test_a_stale_receipt_cannot_keep_the_message_from_its_next_owner(subject: Subject) -> None:
+async def test_a_stale_receipt_cannot_keep_the_message_from_its_next_owner(
+    subject: Subject, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["subject"] == "localstack":
+        # SQS promises neither; nothing here depends on it, since the ledger fences
+        request.applymarker(pytest.mark.xfail(reason="LocalStack takes any receipt of a message", strict=True))
     await subject.send(TEXT, {})
     first = await _one(subject)
     await subject.master.keep_invisible(first, 0)

@@ -9,15 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from dispatcher.aws.clients import Clients
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.clock import Clock
-from dispatcher.demo.cloud import Cloud
 from dispatcher.errors import AmbiguousError, Cause, HeldOffError, LeaseTooShortError, RefusedError
 from dispatcher.model import Attribute, Outgoing, Region
 from dispatcher.pipeline import Queue
 from dispatcher.policy.breaker import Breaker, BreakerState
-from dispatcher.telemetry.metrics import Metrics
+from tests.contracts.conftest import clients_on, kinds
 from tests.fakes.faults import Faults
 from tests.fakes.queues import FakeQueue
 from tests.virtual_time import run_virtual
@@ -52,7 +49,7 @@ def too_short() -> None:
     raise LeaseTooShortError("the lease would not outlast the send")
 
 
-@pytest.fixture(params=["fake", "ministack"])
+@pytest.fixture(params=kinds("fake", "fake-aws", "ministack", others=("localstack",)))
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     breaking = Breaking()
     if request.param == "fake":
@@ -63,11 +60,8 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
         yield Subject(fake, in_memory, breaking)
         return
-    cloud: Cloud = request.getfixturevalue("ministack")
-    for name, value in cloud.environment.items():
-        monkeypatch.setenv(name, value)
     async with AsyncExitStack() as stack:
-        clients = await stack.enter_async_context(Clients(Clock(), Metrics.unread()))
+        clients = await clients_on(str(request.param), request, monkeypatch, stack)
         call = await clients.open("sqs", HOME, pool=10, attempts=1)
         url = (await call("create_queue", QueueName=f"regional-{uuid4().hex}"))["QueueUrl"]
         queue = SendingQueue(

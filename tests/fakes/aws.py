@@ -139,10 +139,26 @@ class FakeAws:
         except KeyError:
             raise refusal("AWS.SimpleQueueService.NonExistentQueue") from None
 
+    def _create_queue(self, region: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        attributes = asked.get("Attributes") or {}
+        policy = json.loads(attributes.get("RedrivePolicy") or "{}")
+        dead = None
+        if policy:
+            name = policy["deadLetterTargetArn"].split(":")[5]
+            dead = next(queue for (where, _), queue in self.queues.items() if (where, queue.name) == (region, name))
+        most = int(policy["maxReceiveCount"]) if policy else None
+        made = self.queue(region, asked["QueueName"], dead=dead, receives_max=most)
+        made.visibility_s = int(attributes.get("VisibilityTimeout", 30))
+        return {"QueueUrl": made.url}
+
+    def _send_message(self, region: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return {"MessageId": self.at(region, asked).put(asked["MessageBody"], asked.get("MessageAttributes") or {})}
+
     def _receive_message(self, region: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        if not 1 <= asked["MaxNumberOfMessages"] <= ENTRIES_MAX:
+        most = asked.get("MaxNumberOfMessages", 1)
+        if not 1 <= most <= ENTRIES_MAX:
             raise refusal("InvalidParameterValue")
-        taken = self.at(region, asked).take(asked["MaxNumberOfMessages"], asked.get("VisibilityTimeout"))
+        taken = self.at(region, asked).take(most, asked.get("VisibilityTimeout"))
         if not taken:
             return {}
         return {

@@ -129,8 +129,7 @@ class Wire:
 
     async def ask(self, region: str, service: str, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """One attempt of one call. Raises what the SDK would."""
-        life = LIFE.get()
-        assert life is not None
+        life = LIFE.get() or Life("nobody")
         life.passes(f"{operation}:asked")
         call = Call(operation, region, parameters, life, self.aws.now())
         call.kind = self._kind(call)
@@ -212,7 +211,7 @@ class Wire:
     async def _poll(self, call: Call) -> dict[str, Any]:
         """The rest of a long poll."""
         queue = self.aws.at(call.region, call.parameters)
-        deadline = self.aws.now() + call.parameters["WaitTimeSeconds"]
+        deadline = self.aws.now() + call.parameters.get("WaitTimeSeconds", 0)
         while True:
             queue.arrived.clear()
             wakes = [at for at in (deadline, queue.next_visible_at()) if at is not None]
