@@ -34,7 +34,7 @@ from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
 from dispatcher.rescue import Rescue, visibility_s
-from dispatcher.settings import Settings
+from dispatcher.settings import Settings, region_of
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.telemetry.probes import Probes
@@ -137,6 +137,7 @@ class App:
                 learn=self._learn_of_ledger,
             )
             dead_letter_url = await self._check(home, ledger)
+            await self._check_regions(senders)
             dead_letters = None
             if dead_letter_url:
                 dead_letters = SendingQueue(dead_letter_url, await self._sender(clients, self.home))
@@ -359,6 +360,27 @@ class App:
                 hint="invalid messages stay in the master; set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy",
             )
         return url
+
+    async def _check_regions(self, senders: Mapping[Region, Caller]) -> None:
+        """Raise StartError for a regional queue that certainly does not exist; a Region that is down stops nobody."""
+
+        async def ask(region: Region, url: str) -> None:
+            try:
+                await read_attributes(senders[region], url, ["QueueArn"])
+            except AwsError as fault:
+                if fault.cause is Cause.MISSING:
+                    there = region_of(url)
+                    wrong = f"; its URL names {there}" if there not in (None, region) else ""
+                    variable = f"DISPATCHER_REGIONS[{region}]"
+                    raise StartError(f"the queue {url} does not exist in {region}{wrong}; check {variable}") from fault
+                log.warning(
+                    "start.region_unreachable", region=region, fault=str(fault), hint="it gets nothing until read"
+                )
+
+        asked = [ask(region, url) for region, rules in self.settings.regions.items() for url in rules.queue_urls]
+        faults = [fault for fault in await asyncio.gather(*asked, return_exceptions=True) if fault]
+        if faults:
+            raise faults[0]
 
     async def _first_answer[T](self, what: str, variable: str, ask: Callable[[], Awaitable[T]]) -> T:
         attempt = 0

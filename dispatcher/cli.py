@@ -18,6 +18,7 @@ from rich.progress import Progress, TaskID
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
 from dispatcher.policy.decode import REQUEST_ID_MAX
+from dispatcher.policy.printable import printable
 from dispatcher.settings import HttpSettings, load, load_http, region_name, unknown_variables
 
 BAD_CONFIGURATION = 2
@@ -281,8 +282,8 @@ def dlq_list(reason: str, request_ids: tuple[str, ...], limit: int, config: Path
     if found:
         rows = []
         for one in found:
-            request_id, message_id = _shown(one.request_id or "-"), one.delivery.message_id
-            rows.append([_age(one.age_s), str(one.delivery.receives), request_id, message_id, _shown(one.reason)])
+            request_id, message_id = printable(one.request_id or "-"), one.delivery.message_id
+            rows.append([_age(one.age_s), str(one.delivery.receives), request_id, message_id, printable(one.reason)])
         _print_table(rows, ["age", "receives", "request id", "message id", "reason"])
     more = f", as many as --limit allows of about {size}" if len(found) == limit else ""
     click.echo(f"{len(found)} messages{more}", err=True)
@@ -522,11 +523,6 @@ def _sweeping(what: str, work: Callable[[Any, Callable[[int, int], None]], Any])
             progress.update(bar, total=size, advance=more)
 
         return _with_clients(lambda clients: work(clients, seen))
-
-
-def _shown(text: str) -> str:
-    """Somebody else's text, safe for a terminal: control characters are spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _age(seconds: float) -> str:

@@ -8,6 +8,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -32,6 +33,14 @@ def _queue_url(value: Any) -> Any:
     return value
 
 
+def is_aws(url: str) -> bool:
+    """Whether a queue's URL or an endpoint is AWS's own, and not an emulator's."""
+    host = urlsplit(url).hostname or ""
+    return any(
+        host == domain or host.endswith(f".{domain}") for domain in ("amazonaws.com", "amazonaws.com.cn", "api.aws")
+    )
+
+
 QueueUrl = Annotated[str, BeforeValidator(_queue_url)]
 _REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
 
@@ -41,6 +50,12 @@ def region_name(value: Any) -> Any:
     if not isinstance(value, str) or not _REGION.fullmatch(value):
         raise ValueError(f"{value!r} is not the name of an AWS Region, such as us-east-1")
     return value
+
+
+def region_of(queue_url: str) -> str | None:
+    """The Region that the host of one of AWS's own queue URLs names; None if it names none."""
+    labels = (urlsplit(queue_url).hostname or "").split(".") if is_aws(queue_url) else []
+    return next((label for label in labels if _REGION.fullmatch(label)), None)
 
 
 RegionName = Annotated[Region, BeforeValidator(region_name)]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dispatcher.aws.clients import Caller, Clients
-from dispatcher.aws.queues import is_aws
 from dispatcher.errors import AwsError, DispatcherError
 from dispatcher.model import Region
+from dispatcher.settings import is_aws
 
 MASTER_VISIBILITY_S = 600  # the brief
 REGIONAL_VISIBILITY_S = 3600  # the brief

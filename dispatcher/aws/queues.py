@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from dispatcher.aws.clients import Caller
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import Depth
+from dispatcher.settings import is_aws
 
 ENTRIES_MAX = 10  # SQS: entries a batch (SendMessageBatch reference)
 
@@ -16,14 +16,6 @@ _DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible
 
 LAG_S = 30.0
 """How late SQS's counts are taken to be: they settle within about a minute (GetQueueAttributes reference)."""
-
-
-def is_aws(url: str) -> bool:
-    """Whether a queue's URL or an endpoint is AWS's own, and not an emulator's."""
-    host = urlsplit(url).hostname or ""
-    return any(
-        host == domain or host.endswith(f".{domain}") for domain in ("amazonaws.com", "amazonaws.com.cn", "api.aws")
-    )
 
 
 def lag_s(url: str) -> float:

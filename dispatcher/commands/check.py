@@ -12,7 +12,7 @@ from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.queues import read_attributes, redrive_target
 from dispatcher.errors import AwsError, Cause
 from dispatcher.model import Region
-from dispatcher.settings import Settings
+from dispatcher.settings import Settings, region_of
 
 POOL = 10
 ATTEMPTS = 2
@@ -85,6 +85,8 @@ async def _may_receive(what: str, call: Caller, url: str) -> Finding:
 
 
 async def _queue(call: Caller, what: str, url: str, batches: list[str]) -> AsyncIterator[Finding]:
+    if (there := region_of(url)) not in (None, call.region):
+        yield Finding(False, what, f"{url} is in {there}, but calls are signed for {call.region}: correct the setting")
     try:
         attributes = await read_attributes(call, url, ["All"])
     except AwsError as fault:

@@ -1,10 +1,14 @@
 """structlog, set up once: one line for each thing that happened, never a message body."""
 
+import json
 import logging
 import sys
-from typing import Literal
+from collections.abc import MutableMapping
+from typing import Any, Literal
 
 import structlog
+
+from dispatcher.policy.printable import printable
 
 log = structlog.get_logger()
 
@@ -19,13 +23,43 @@ def configure(level: str, style: Literal["json", "console"] | None) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+            *([_printable, structlog.dev.ConsoleRenderer()] if console else [structlog.processors.JSONRenderer()]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # The SDK's and the HTTP server's own words go the same way, from warning up.
-    logging.basicConfig(
-        stream=sys.stderr, level=max(threshold, logging.WARNING), format='{"logger":"%(name)s","event":"%(message)s"}'
-    )
+    # The SDK's and the HTTP server's own words go the same way, from warning up: below that they would tell of
+    # signatures and bodies.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(console=console))
+    logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+
+
+class _Lines(logging.Formatter):
+    """One line for each record of a library, whatever is in it."""
+
+    def __init__(self, *, console: bool) -> None:
+        super().__init__()
+        self._console = console
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        if self._console:
+            return printable(" ".join(f"{name}={value}" for name, value in said.items()))
+        return json.dumps(said)
+
+
+def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A terminal obeys some characters; somebody else's text must not command it, nor look like a line of ours."""
+
+    def shown(name: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if name == "exception":
+            return "\n".join(f"    {printable(line)}" for line in value.splitlines())
+        return printable(value)
+
+    return {name: shown(name, value) for name, value in event.items()}

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from tests.scenarios.proxy import Call, Fault, How
-from tests.scenarios.world import HOME, REGIONS, Dispatcher, World, request, until
+from tests.scenarios.world import REGIONS, Dispatcher, World, request, until
 
 RULES: dict[str, Any] = {
     "VISIBILITY_SECONDS": "20",
@@ -245,10 +245,11 @@ async def chaos(
     say("the weather clears; what is left is carried, and what SQS set aside is redriven")
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
-        summary.redriven += await asyncio.to_thread(_redrive, world)
-        if await world.master() == (0, 0) and await _unrejected(world, summary.poison) == 0:
+        counts = await asyncio.to_thread(_redrive, world)
+        summary.redriven += counts["redriven"]
+        if await world.master() == (0, 0) and counts["redriven"] == counts["failed"] == 0:
             break
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.0)
     await until(lambda: _idle(witness), "the one that lived on idle", within=60)
     sample = await _sample(witness, started)
     summary.idle = {"fds": sample.fds, "tasks": sample.tasks, "in_flight": sample.in_flight}
@@ -301,13 +302,7 @@ async def _idle(dispatcher: Dispatcher) -> bool:
     return (await dispatcher.metrics()).total("inflight_messages") == 0
 
 
-async def _unrejected(world: World, poison: int) -> int:
-    """Messages in the dead-letter queue that are no poison."""
-    visible, hidden = await world.counts(HOME, world.resources.dead_letter_queue_url)
-    return max(0, visible + hidden - poison)
-
-
-def _redrive(world: World) -> int:
+def _redrive(world: World) -> dict[str, int]:
     """What an operator would type."""
     environment = {**os.environ, **world.cloud.environment, **world.resources.environment()}
     argv = [sys.executable, "-m", "dispatcher", "dlq", "redrive", "--json", "--rate", "1000"]
@@ -315,7 +310,7 @@ def _redrive(world: World) -> int:
     if done.returncode != 0:
         raise AssertionError(f"dlq redrive: {done.stderr}")
     counts: dict[str, int] = json.loads(done.stdout)
-    return counts["redriven"]
+    return counts
 
 
 def _growth(samples: list[Sample]) -> float:

@@ -182,6 +182,23 @@ async def test_many_at_once_each_get_their_own_answer(subject: Subject) -> None:
     assert await _received(subject) == []
 
 
+async def test_one_message_twice_in_a_batch_of_deletes_spoils_no_other(subject: Subject) -> None:
+    """The same receipt twice, and the old and the new receipt of one message, beside a message of their own."""
+    for text in ("first", "second", "third"):
+        await subject.send(text, {})
+    by_body = {d.body: d for _ in range(3) for d in await _received(subject)}
+    await subject.master.keep_invisible(by_body["second"], 0)
+    again = await _one(subject)
+    assert again.body == "second"
+    twice = [by_body["first"], by_body["first"], by_body["second"], again, by_body["third"]]
+    ends = await asyncio.gather(*map(subject.master.acknowledge, twice), return_exceptions=True)
+    assert all(end is None or isinstance(end, RefusedError) for end in ends), ends
+    assert ends[3] is None
+    assert ends[4] is None
+    await asyncio.sleep(VISIBILITY_S)
+    assert await _received(subject) == []
+
+
 async def test_a_stale_receipt_cannot_keep_the_message_from_its_next_owner(
     subject: Subject, request: pytest.FixtureRequest
 ) -> None:

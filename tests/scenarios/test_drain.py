@@ -1,13 +1,16 @@
 """SIGTERM: what is under way ends, what cannot end is handed back, and the exit status tells which."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.scenarios.proxy import Fault, How
-from tests.scenarios.world import REGIONS, World, request, requests, until
+from tests.scenarios.world import REGIONS, World, ids_sent, request, requests, until
 
 LONG = {"visibility": "60", "lease": "40"}
 
@@ -159,8 +162,34 @@ def test_numbers_that_contradict_each_other_are_refused() -> None:
     assert "Traceback" not in done.stderr
 
 
-async def test_a_dead_letter_queue_that_does_not_exist_ends_the_start_with_what_to_do(world: World) -> None:
-    gone = world.resources.dead_letter_queue_url + "-gone"
-    dispatcher = await world.start(ready=False, DEAD_LETTER_QUEUE_URL=gone)
+@pytest.mark.parametrize("what", ["MASTER_QUEUE_URL", "DEAD_LETTER_QUEUE_URL", "LEDGER_TABLE", "REGIONS"])
+async def test_a_misspelt_name_ends_the_start_with_what_to_do_and_creates_nothing(world: World, what: str) -> None:
+    regions = {region: world.regional(region) for region in REGIONS}
+    value = {
+        "MASTER_QUEUE_URL": world.resources.master_queue_url + "-gone",
+        "DEAD_LETTER_QUEUE_URL": world.resources.dead_letter_queue_url + "-gone",
+        "LEDGER_TABLE": world.resources.ledger_table + "-gone",
+        "REGIONS": json.dumps(regions | {"us-west-2": regions["us-west-2"] + "-gone"}),
+    }[what]
+    dispatcher = await world.start(ready=False, **{what: value})
     assert await dispatcher.exit_status() == 1
-    assert "the dead-letter queue does not exist" in dispatcher.log.read_text()
+    (line,) = [line for line in dispatcher.log.read_text().splitlines() if line.startswith("dispatcher: ")]
+    assert "does not exist" in line
+    assert f"check DISPATCHER_{what}" in line
+    made = {call.operation for call in world.proxy.calls}
+    assert not [operation for operation in made if operation.startswith(("Create", "Put", "Send"))]
+
+
+async def test_sends_that_hang_while_draining_end_with_the_deadline_and_are_carried_by_the_next(world: World) -> None:
+    bodies = requests(30)
+    await world.send(bodies)
+    with world.proxy.having(Fault(How.HANG, "SendMessageBatch")) as fault:
+        dispatcher = await world.start(DRAIN_TIMEOUT_SECONDS="2", CLAIM_LEASE_SECONDS="7")
+        await until(lambda: fault.hits, "sends hang")
+        assert await dispatcher.drain(within=22) == 0
+    (cut,) = dispatcher.logged("intake.cut_off")
+    assert 0 < cut["unfinished"] <= len(bodies)
+    sent = {request_id for body in fault.bodies for request_id in ids_sent(body)}
+    await world.start()
+    await world.until_master_is_empty()
+    await world.assert_each_once(bodies, extra=sent, anywhere=True)

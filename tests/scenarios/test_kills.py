@@ -51,9 +51,11 @@ async def test_a_kill_between_send_and_confirm_repeats_only_those_in_the_same_re
         for call in world.proxy.made("SendMessageBatch"):
             sends |= ids_sent(call.body)
     assert sends
-    await world.start()
+    second = await world.start()
     await world.until_master_is_empty()
-    await world.assert_each_once(bodies, extra=sends)
+    arrivals = await world.assert_each_once(bodies, extra=sends)
+    metrics = await world.assert_accounted_for(second)
+    assert metrics.total("claims_total", outcome="taken_over") >= len(arrivals) - len(bodies), "copies are counted"
 
 
 async def test_a_kill_between_confirm_and_delete_repeats_nothing(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from dispatcher.telemetry.probes import Probes
+from dispatcher.telemetry.probes import CLIENTS_MAX, WRITES_BURST, Limit, Probes
 
 
 class Host:
@@ -77,6 +77,49 @@ async def test_the_page_for_people_asks_for_nothing_from_elsewhere(host: Host) -
     assert (status, kind) == (200, "text/html; charset=utf-8")
     assert 'fetch("/status")' in text
     assert "//" not in text.replace("<!doctype", "")
+
+
+TOKEN = "a-token-of-some-length"
+
+
+class Time:
+    now = 0.0
+
+
+async def test_writes_are_few_a_second_for_each_client_whether_the_token_is_right_or_wrong() -> None:
+    time = Time()
+    taken: list[float] = []
+
+    def take(_: str, left: float) -> float:
+        taken.append(left)
+        return left
+
+    probes = Probes(list, list, dict, CollectorRegistry(), lambda: None, TOKEN, take, Limit(lambda: time.now))
+    async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+
+        async def post(token: str = TOKEN, body: str = '{"capacity": 1}') -> int:
+            url, headers = f"http://127.0.0.1:{port}/regions/r/capacity", {"Authorization": f"Bearer {token}"}
+            async with session.post(url, data=body, headers=headers) as answer:
+                return answer.status
+
+        assert [await post("wrong") for _ in range(WRITES_BURST)] == [401] * WRITES_BURST
+        assert await post() == 429, "nor may the right one be tried then"
+        time.now += 1.0
+        assert [await post(), await post()] == [200, 429]
+        time.now += 1000.0
+        assert [await post() for _ in range(WRITES_BURST + 1)] == [200] * WRITES_BURST + [429]
+        time.now += 1.0
+        assert await post(body="x" * 10_000) == 413
+        assert len(taken) == 1 + WRITES_BURST
+
+
+def test_one_client_s_writes_do_not_limit_another_s_and_few_clients_are_remembered() -> None:
+    limit = Limit(lambda: 0.0)
+    assert [limit.admits("one") for _ in range(WRITES_BURST + 1)][-1] is False
+    assert limit.admits("two")
+    for number in range(2 * CLIENTS_MAX):
+        limit.admits(str(number))
+    assert len(limit._left) <= CLIENTS_MAX
 
 
 async def test_a_port_that_is_taken_is_an_os_error(host: Host) -> None:

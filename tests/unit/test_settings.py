@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dispatcher.errors import ConfigurationError
-from dispatcher.settings import PREFIX, Settings, load
+from dispatcher.settings import PREFIX, Settings, load, region_of
 
 SQS = "https://sqs.us-east-1.amazonaws.com/123456789012"
 REQUIRED = {
@@ -291,6 +291,22 @@ def test_a_lease_that_does_not_end_before_the_visibility_is_refused(
     (line,) = faults()
     assert "DISPATCHER_CLAIM_LEASE_SECONDS" in line
     assert "DISPATCHER_VISIBILITY_SECONDS" in line
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com/123456789012/name", "eu-west-1"),
+        ("https://vpce-0123-ab.sqs.eu-west-1.vpce.amazonaws.com/123456789012/name", "eu-west-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/name", "cn-north-1"),
+        ("https://sqs.eu-west-1.api.aws/123456789012/name", "eu-west-1"),
+        ("https://queue.amazonaws.com/123456789012/name", None),
+        ("http://sqs.us-east-1.localhost.localstack.cloud:4566/000000000000/name", None),
+        ("http://local-stack-1:4566/000000000000/name", None),
+    ],
+)
+def test_the_region_that_a_queue_of_aws_is_in_stands_in_its_url(url: str, region: str | None) -> None:
+    assert region_of(url) == region
 
 
 def test_a_lease_just_below_the_visibility_is_allowed(environment: SetAll) -> None:
