@@ -38,6 +38,7 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	compile pyproject.toml -o requirements/runtime.txt; \
 	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
 	compile --group emulator -o requirements/emulator.txt; \
+	compile requirements/security.in -o requirements/security.txt; \
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
 	    --custom-compile-command 'make lock' --upgrade requirements/localstack.in -o requirements/localstack.txt
 
@@ -53,8 +54,19 @@ chaos: setup  ## Three dispatchers, faults of every kind, kill -9 and SIGTERM at
 soak: setup  ## Thirty minutes of a steady rate with faults and no kills: does anything leak?
 	@$(BIN)/python -m tests.chaos --minutes 30 --rate 20 --no-kills $(ARGS)
 
+mutants: setup  ## Deliberate bugs, each of which a test must find (about five minutes)
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
+audit: .venv-security/.ready  ## Known vulnerabilities in what the daemon runs on; needs the network's advisory database
+	@.venv-security/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/runtime.txt \
+	    || { echo "audit: vulnerabilities above, or no advisory database could be asked: then nothing was audited"; exit 1; }
+
+sbom: .venv-security/.ready  ## Software bill of materials, CycloneDX: build/sbom.json
+	@mkdir -p build && .venv-security/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml \
+	    --output-reproducible --of JSON -o build/sbom.json && echo "sbom: build/sbom.json"
+
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-emulator .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf .venv .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
 # uv installs the rest quickly; it is itself installed by pip, by hash. Python comes from .python-version.
 .uv/.ready: requirements/bootstrap.txt
@@ -73,4 +85,9 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-emulator
 	@VIRTUAL_ENV=.venv-emulator $(UV) pip install --quiet --require-hashes -r requirements/emulator.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak conformance clean
+.venv-security/.ready: .uv/.ready requirements/security.txt
+	@echo "setup: .venv-security"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-security
+	@VIRTUAL_ENV=.venv-security $(UV) pip install --quiet --require-hashes -r requirements/security.txt && touch $@
+
+.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak conformance mutants audit sbom clean

@@ -86,6 +86,57 @@ def test_a_stalled_region_s_share_is_below_15_percent_within_two_readings_and_co
     assert sum(back) / len(back) > 0.2
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_region_left_with_a_tenth_of_its_workers_gets_less_than_15_percent_within_two_readings(seed: int) -> None:
+    known = BUILT_IN["unequal"]
+    largest = next(iter(known.regions))
+    pool = replace(known.regions[largest], left=lambda at: 0.1 if at >= 1200 else 1.0)
+    scenario = replace(known, regions={**known.regions, largest: pool}, load=0.5, seconds=2400)
+    late: list[float] = []
+    early: list[float] = []
+
+    def watch(at: float, split: dict[Region, float]) -> None:
+        if 900 <= at < 1200:
+            early.append(split.get(largest, 0.0))
+        if at >= 1200 + 2 * 1.2 * scenario.reading_s + scenario.lag_s:
+            late.append(split.get(largest, 0.0))
+
+    outcome = play(scenario, OURS, seed, watch=watch)
+    assert min(early) > 0.2
+    assert max(late) < 0.15
+    assert outcome.over_threshold == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_empty_region_without_workers_gets_no_more_than_its_share_of_one_reading(seed: int) -> None:
+    """Workers scaled to zero while nothing was asked of them, and four minutes to come back: nothing shows that before
+    messages wait there and nobody takes them. Then it gets probes, and its whole share again once they are taken.
+    """
+    known = BUILT_IN["unequal"]
+    largest = next(iter(known.regions))
+    pool = replace(known.regions[largest], cold_start_s=240.0)
+    quiet = (900, 1800)
+    scenario = replace(
+        known,
+        regions={**known.regions, largest: pool},
+        load=0.4,
+        seconds=3600,
+        lag_s=0.0,
+        shape=lambda at: 0.0 if quiet[0] <= at < quiet[1] else 1.0,
+    )
+    seen: list[tuple[float, float]] = []
+    outcome = play(scenario, OURS, seed, watch=lambda at, split: seen.append((at, split.get(largest, 0.0))))
+    reading_s = 1.2 * scenario.reading_s
+    share = sum(part for at, part in seen if 600 <= at < 900) / 300
+    assert share > 0.2
+    assert outcome.max_depth <= 2 * share * scenario.rate(0) * reading_s, "one reading's worth, and what chance adds"
+    cold = [part for at, part in seen if quiet[1] + 2 * reading_s <= at < quiet[1] + 240]
+    assert max(cold) < 0.06, "probes"
+    back = [part for at, part in seen if at >= quiet[1] + 240 + 4 * reading_s]
+    assert sum(back) / len(back) > 0.15
+    assert outcome.over_threshold == 0
+
+
 def test_the_same_seed_gives_the_same_result_and_another_seed_another() -> None:
     short = replace(BUILT_IN["unequal"], seconds=600)
     first, again, other = (play(short, OURS, seed).summary() for seed in (1, 1, 2))

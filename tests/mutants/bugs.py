@@ -1,0 +1,123 @@
+"""Ten deliberate bugs, each of which a test must find. `make mutants` tries them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`before` stands once in `file`, and `after` in its place is the bug. `tests`: who should find it."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+    def stands(self) -> bool:
+        return (ROOT / self.file).read_text(encoding="utf-8").count(self.before) == 1
+
+
+LEDGER, PIPELINE, CLAIMS = "dispatcher/aws/ledger.py", "dispatcher/pipeline.py", "dispatcher/policy/claims.py"
+CONTRACT, PATH, SEEDS = (
+    "tests/contracts/test_ledger_contract.py",
+    "tests/loops/test_path.py",
+    "tests/world/test_seeds.py",
+)
+
+BUGS = (
+    Bug(
+        "drop the owner condition",
+        LEDGER,
+        'ConditionExpression="#owner = :owner AND #state <> :dispatched"',
+        'ConditionExpression="(#owner = :owner OR #owner <> :owner) AND #state <> :dispatched"',
+        (CONTRACT,),
+    ),
+    Bug(
+        "delete before confirm",
+        PIPELINE,
+        "                            await self._confirm(flight, sent)\n"
+        "                            await self._acknowledge(flight)\n",
+        "                            await self._acknowledge(flight)\n"
+        "                            await self._confirm(flight, sent)\n",
+        (PATH, SEEDS),
+    ),
+    Bug(
+        "treat unknown depth as zero",
+        "dispatcher/aws/queues.py",
+        "(int(counts[name]) for name in _DEPTHS)",
+        '(int(counts.get(name, "0")) for name in _DEPTHS)',
+        ("tests/contracts", "tests/unit"),
+    ),
+    Bug(
+        "ignore Failed",
+        "dispatcher/aws/faults.py",
+        'for entry in answer.get("Failed") or []:',
+        'for entry in answer.get("Nothing") or []:',
+        ("tests/unit/test_faults.py",),
+    ),
+    Bug(
+        "cancel the poll on drain",
+        "dispatcher/loops/intake.py",
+        "                await self.lifecycle.until_draining()\n",
+        "                await self.lifecycle.until_draining()\n"
+        "                for poll in polls:\n"
+        "                    poll.cancel()\n",
+        ("tests/loops/test_intake.py", SEEDS),
+    ),
+    Bug(
+        "lease longer than visibility",
+        PIPELINE,
+        "return self.clock.now() + min(self.terms.lease_s, left)",
+        "return self.clock.now() + max(self.terms.lease_s, left)",
+        (PATH,),
+    ),
+    Bug(
+        "confirm without token",
+        LEDGER,
+        'ConditionExpression="#owner = :owner",',
+        'ConditionExpression="#owner = :owner OR #owner <> :owner",',
+        (CONTRACT,),
+    ),
+    Bug(
+        "retry the whole batch",
+        "dispatcher/aws/regional.py",
+        "        return answers\n\n\ndef _entry",
+        "        failed = [answer for answer in answers if isinstance(answer, Exception)]\n"
+        "        return failed[:1] * len(answers) if failed else answers\n\n\ndef _entry",
+        ("tests/contracts/test_queue_contract.py", SEEDS),
+    ),
+    Bug(
+        "count held as duplicate",
+        PIPELINE,
+        "                            await self._hide(flight, until)\n"
+        "                            return Outcome.HELD\n",
+        "                            await self._acknowledge(flight)\n"
+        "                            return Outcome.DUPLICATE\n",
+        (PATH, SEEDS),
+    ),
+    Bug(
+        "ignore expires_at",
+        CLAIMS,
+        "forgotten = old.expires_at <= now",
+        "forgotten = False",
+        ("tests/unit/test_claims.py", CONTRACT),
+    ),
+    # and some that only a whole dispatcher in bad weather shows
+    Bug(
+        "release after an ambiguous send",
+        PIPELINE,
+        "            flight.step = Step.SENDING\n\n        delivery",
+        "            pass\n\n        delivery",
+        (PATH,),
+    ),
+    Bug(
+        "take half of the answers for all of them",
+        LEDGER,
+        "if len(responses) != len(statements):",
+        "if len(responses) > len(statements):",
+        (SEEDS,),
+    ),
+)
