@@ -49,7 +49,7 @@ class Attribute:
 
     @property
     def bytes_on_the_wire(self) -> int:
-        value = self.value if isinstance(self.value, bytes) else self.value.encode()
+        value = self.value if isinstance(self.value, bytes) else self.value.encode("utf-8", "surrogatepass")
         return len(self.data_type.encode()) + len(value)
 
 

@@ -111,7 +111,7 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
     one that it mentions and we never sent is ignored. Both lists may be absent.
     """
     answers: list[T | Exception] = [AmbiguousError("the answer does not mention this entry") for _ in range(count)]
-    for entry in answer.get("Failed") or []:
+    for entry in filter(None, answer.get("Failed") or []):
         code = str(entry.get("Code") or "")
         detail = f"{code}: {entry.get('Message') or ''}"
         if code.rpartition(".")[2] in _SERVICE_FAILED:
@@ -119,7 +119,7 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
             continue
         cause = cause_of(code) or (Cause.INVALID if entry.get("SenderFault") else Cause.REFUSED)
         _put(answers, entry, RefusedError(cause, detail, code))
-    for entry in answer.get("Successful") or []:
+    for entry in filter(None, answer.get("Successful") or []):
         _put(answers, entry, success(entry))
     return answers
 

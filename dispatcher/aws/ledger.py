@@ -319,7 +319,7 @@ class Ledger:
             "batch_get_item", RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
         )
         items = (answer.get("Responses") or {}).get(self._table) or []
-        found = {_text(item, "request_id", "S"): item for item in items}
+        found = {_text(item, "request_id", "S"): item for item in items if item}
         return [found.get(request_id) for request_id in request_ids]
 
     def _item(self, request: ClaimRequest) -> dict[str, dict[str, str]]:
@@ -449,7 +449,9 @@ class _ConditionError(Exception):
         self.item = item
 
 
-def _member_outcome(response: Mapping[str, Any]) -> Exception | None:
+def _member_outcome(response: Mapping[str, Any] | None) -> Exception | None:
+    if response is None:
+        return AmbiguousError("no answer to this statement")
     error = response.get("Error")
     if not error:
         return None

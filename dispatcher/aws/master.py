@@ -96,11 +96,14 @@ class MasterQueue:
 
 
 def _delivery(message: Mapping[str, Any]) -> Delivery:
+    body, receipt_handle = message.get("Body"), message.get("ReceiptHandle")
+    if not body or not receipt_handle:  # SQS takes no empty bodies: where one is missing, not all was read
+        raise ValueError("an answer without a body, or without a receipt")
     system = message.get("Attributes") or {}
     return Delivery(
         message_id=str(message.get("MessageId") or ""),
-        receipt_handle=str(message["ReceiptHandle"]),
-        body=str(message["Body"]),  # SQS takes no empty ones: where it is missing, the answer was not read whole
+        receipt_handle=str(receipt_handle),
+        body=str(body),
         attributes={
             name: Attribute(
                 str(value.get("DataType") or "String"),

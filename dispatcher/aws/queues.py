@@ -34,8 +34,8 @@ async def read_depth(call: Caller, url: str) -> Depth:
     counts = await read_attributes(call, url, _DEPTHS)
     try:
         visible, in_flight, delayed = (int(counts[name]) for name in _DEPTHS)
-    except (KeyError, ValueError) as fault:
-        raise RefusedError(Cause.REFUSED, f"depth answered without its counts: {fault}") from fault
+    except (KeyError, TypeError, ValueError) as fault:
+        raise RefusedError(Cause.REFUSED, f"depth answered without its counts: {fault!r}") from fault
     return Depth(visible, in_flight, delayed)
 
 
@@ -49,7 +49,7 @@ async def redrive_target(call: Caller, url: str) -> str | None:
         if not arn:
             return None
         account, name = arn.split(":")[4:6]
-    except (AttributeError, ValueError) as fault:
+    except (AttributeError, TypeError, ValueError) as fault:
         raise RefusedError(Cause.REFUSED, f"the redrive policy of {url} cannot be read: {fault}") from fault
     answer = await call("get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account)
     if not answer.get("QueueUrl"):

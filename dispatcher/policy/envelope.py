@@ -16,7 +16,9 @@ _REASON_BYTES_MAX = 1024
 
 def size_of(body: str, attributes: Mapping[str, Attribute]) -> int:
     """Return the bytes that SQS counts: body, and each attribute's name, type and value."""
-    return len(body.encode()) + sum(_weight(name, attribute) for name, attribute in attributes.items())
+    return len(body.encode("utf-8", "surrogatepass")) + sum(
+        _weight(name, attribute) for name, attribute in attributes.items()
+    )
 
 
 def _weight(name: str, attribute: Attribute) -> int:

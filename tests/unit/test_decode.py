@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dispatcher.errors import PoisonError
 from dispatcher.model import Attribute, Message, Priority
-from dispatcher.policy.decode import GENERATION, decode
+from dispatcher.policy.decode import GENERATION, decode, request_id_of
+from dispatcher.policy.envelope import rejected
 
 TOPIC = "arn:aws:sns:us-east-1:123456789012:inference-results"
 LEAST = {"request_id": "req-1", "model_name": "gpt-l-7b", "input_data_url": "s3://bucket/inputs/req-1.json"}
@@ -247,3 +248,40 @@ def test_any_json_under_our_names_is_a_message_or_poison(
         assert message.request_id.isprintable()
         assert message.model_name
         assert message.generation >= 0
+
+
+WHOLE = json.dumps(LEAST | {"metadata": {"user_id": "u", "deadline": "2026-01-01T00:00:00Z"}, "priority": "high"})
+PIECES = st.sampled_from(
+    [
+        '"request_id"', '"request_id":"x",', "\x00", "\ud800", "\\ud800", "\\u0000", "{", "[" * 2000, "}" * 50, "1e999",
+        "-0",
+        "9" * 5000, "NaN", "\ufeff", "\u2028", ",", ":", '"', "\\", "é" * 300, "a" * 70_000, "🙂",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 40), PIECES | st.text(max_size=3)), max_size=6))
+def test_any_mangled_body_is_a_message_or_poison_that_can_be_rejected(edits: list[tuple[int, int, str]]) -> None:
+    body = WHOLE
+    for at, cut, piece in edits:
+        body = body[:at] + piece + body[at + cut :]
+    try:
+        message = decode(body, {})
+    except PoisonError as poison:
+        attributes = rejected(body, {}, poison.reason)
+        assert all(str(a.value).isprintable() and str(a.value).isascii() for a in attributes.values())
+    else:
+        assert message.request_id.isprintable()
+    request_id_of(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[" * 1_048_576, '{"a":' * 200_000, '"' + "\ud800" * 300_000 + '"', "9" * 1_048_576, "\x00" * 1_048_576,
+     '{"request_id": "' + "x" * 1_048_000 + '"}', "{" + '"request_id": "x",' * 58_000 + '"z": 1}'],
+    ids=["deep list", "deep object", "surrogates", "a huge number", "NUL", "a huge id", "one key, many times"],
+)  # fmt: skip
+def test_a_mebibyte_of_anything_is_poison_and_no_more(body: str) -> None:
+    with pytest.raises(PoisonError):
+        decode(body, {})
+    request_id_of(body)

@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections import Counter
+from dataclasses import asdict
 
 import structlog
 
@@ -13,18 +15,24 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     first, last = int(sys.argv[1]), int(sys.argv[-1])
     failed = 0
+    total = Counter[str]()
+    started = time.process_time()
     for seed in range(first, last + 1):
-        started = time.process_time()
         try:
             told = play(seed)
         except AssertionError as fault:
             failed += 1
-            print(f"--- seed {seed}\n{fault}")
+            print(f"--- seed {seed}\n{fault}", flush=True)
             continue
         if first == last:
             print("\n".join(told.plan))
-        print(f"seed {seed}: {told.messages} messages, {told.copies} copies, {told.calls} calls, {told.struck} struck, "
-              f"{told.kills} kills, {told.seconds:.0f} s told in {time.process_time() - started:.2f} s")  # fmt: skip
+        total.update({name: value for name, value in asdict(told).items() if isinstance(value, int | float)})
+    print(
+        f"{last - first + 1} stories, {failed} failed: {total['requests']} requests in {total['messages']} messages, "
+        f"{total['calls']} calls, {total['struck']} struck, {total['kills']} kills, {total['drains']} drains, "
+        f"{total['copies']} copies, each with its reason; {total['seconds'] / 3600:.1f} h told in "
+        f"{time.process_time() - started:.0f} s of one processor"
+    )
     return 1 if failed else 0
 
 

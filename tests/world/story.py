@@ -31,11 +31,13 @@ class Told:
 
     seed: int
     plan: list[str] = field(default_factory=list)
+    requests: int = 0
     messages: int = 0
     copies: int = 0
     calls: int = 0
     struck: int = 0
     kills: int = 0
+    drains: int = 0
     redriven: int = 0
     dead_letters: int = 0
     seconds: float = 0.0
@@ -65,10 +67,12 @@ async def _play(seed: int, told: Told) -> None:
                 world.work(region, random.choice((0.5, 2.0, 10.0)))
         await asyncio.gather(_traffic(world, random, told), _weather(world, random, told), _deaths(world, random, told))
         await world.settle()
+        told.requests = len(world.requests)
         told.messages = sum(len(request.message_ids) for request in world.requests.values())
         told.copies = len(world.arrived) - len(world.requests)
         told.calls, told.struck, told.redriven = world.wire.calls, world.wire.struck, world.redriven
         told.kills = sum(process.life.dead for process in world.processes)
+        told.drains = sum(process.drained_at is not None for process in world.processes) - 1
         told.dead_letters = len(world.dead_letters.messages)
         told.seconds = world.aws.now()
         world.check()
