@@ -97,7 +97,7 @@ class MasterQueue:
 
 def _delivery(message: Mapping[str, Any]) -> Delivery:
     body, receipt_handle = message.get("Body"), message.get("ReceiptHandle")
-    if not body or not receipt_handle:  # SQS takes no empty bodies: where one is missing, not all was read
+    if body is None or not receipt_handle:  # not all was read; rejected as empty, the message would be lost
         raise ValueError("an answer without a body, or without a receipt")
     system = message.get("Attributes") or {}
     return Delivery(

@@ -107,7 +107,8 @@ def test_a_receive_gives_what_can_be_read_and_leaves_the_rest_to_come_back(answe
 
     for delivery in run_virtual(main()):
         assert delivery.receipt_handle
-        assert delivery.body, "an empty one would be rejected, and the message lost"
+        bodies = [message["Body"] for message in answer["Messages"] if message and message.get("Body") is not None]
+        assert delivery.body in bodies, "what is missing is not empty: it would be rejected, and lost"
 
 
 def _claims(ledger: Ledger, count: int) -> list[Any]:
