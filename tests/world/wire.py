@@ -275,7 +275,8 @@ def mangled(answer: Mapping[str, Any], random: Random) -> dict[str, Any]:
             # an error that is left out would be a lie, and nobody can tell a lie
             said[name] = [{k: v for k, v in one.items() if k == "Error" or random.random() < 0.7} for one in value]
         case _ if isinstance(value, dict):
-            said[name] = {k: v for k, v in value.items() if random.random() < 0.5}
+            # a queue that seems to have no redrive policy is such a lie, too
+            said[name] = {k: v for k, v in value.items() if k == "RedrivePolicy" or random.random() < 0.5}
     return said
 
 
