@@ -2,8 +2,10 @@
 
 import platform
 from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
 
 from dispatcher.errors import Cause, Stage
 from dispatcher.model import Outcome, Policy, Priority, Region
@@ -17,6 +19,12 @@ QUEUES = ("master", "regional", "master_dlq", "regional_dlq")
 STATES = ("visible", "in_flight", "delayed")
 RESCUE_OUTCOMES = ("moved", "copy_deleted", "left")
 ANSWERED, RETRIED = "ok", "retried"
+
+
+def _remembering[M: MetricWrapperBase](metric: M) -> M:
+    """Look each set of labels up once: the library's own look-up costs more than counting."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]  # the sets are few and closed
+    return metric
 
 
 class Metrics:
@@ -36,13 +44,13 @@ class Metrics:
         regions = list(regions)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"dispatcher_{name}", text, labels, registry=registry)
+            return _remembering(Counter(f"dispatcher_{name}", text, labels, registry=registry))
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"dispatcher_{name}", text, labels, registry=registry)
+            return _remembering(Gauge(f"dispatcher_{name}", text, labels, registry=registry))
 
         def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"dispatcher_{name}", text, labels, registry=registry, buckets=buckets)
+            return _remembering(Histogram(f"dispatcher_{name}", text, labels, registry=registry, buckets=buckets))
 
         self.received = counter("received_total", "Messages received from the master queue.")
         self.messages = counter("messages_total", "Received messages by how they ended.", "outcome")
