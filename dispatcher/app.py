@@ -176,6 +176,7 @@ class App:
                 metrics=self.metrics,
                 random=self.random,
                 fair=settings.fair_queues,
+                gives_way=lambda: self.lifecycle.draining or self.in_flight.parking_full,
             )
             reporter = FleetReporter(
                 self.board,

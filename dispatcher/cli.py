@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -308,7 +309,8 @@ def dlq_redrive(
 ) -> None:
     """Send messages back to the master queue, unless the ledger says that their request was dispatched.
 
-    What was dispatched is dropped; what would be rejected again stays. It may be killed and started again at any time.
+    What was dispatched is dropped; what would be rejected again stays. It may be killed and started again at any time
+    (with --again, what was sent last may then be dispatched once more).
 
     \b
     Example: dispatcher dlq redrive --reason 'received too often' --rate 20
@@ -319,19 +321,23 @@ def dlq_redrive(
 
     async def send_back(clients: Any, seen: Callable[[int, int], None]) -> Any:
         async with letters.redriving(settings, clients, wanted, again=again, per_second=rate) as redrive:
-            return await redrive.run(partial(seen, redrive.mailbox.size))
+            return await redrive.run(partial(seen, redrive.mailbox.size)), redrive.faults
 
+    if not math.isfinite(rate):
+        raise click.UsageError("--rate: say how many messages a second")
     settings = _loaded(load, config)
-    fates = _sweeping("redriving", send_back)
+    fates, faults = _sweeping("redriving", send_back)
+    for fault in list(dict.fromkeys(faults))[:3]:
+        click.echo(f"dispatcher: {fault}", err=True)
     if as_json:
         _print_json({fate.value: fates[fate] for fate in letters.Fate})
     else:
         for fate in letters.Fate:
             if fates[fate]:
                 click.echo(f"{fates[fate]} {letters.MEANING[fate]}")
-        if not fates:
+        if not fates and not faults:
             click.echo("the dead-letter queue is empty")
-    sys.exit(1 if fates[letters.Fate.FAILED] else 0)
+    sys.exit(1 if faults else 0)
 
 
 @dlq.command("purge")

@@ -62,6 +62,7 @@ LOST_ANSWERS_MAX = 3
 RECEIVE_MAX_S = 43200
 """SQS: the longest that one receive can keep a message, extensions included (ChangeMessageVisibility reference)."""
 JUST_PAST_S = 0.1
+NAME_SHOWN = 200  # characters of somebody's name for a model; a body has room for a million
 SECOND_LOOK_S = 1.0
 """A twin's claim is usually confirmed within a moment: look once more before one of its three receives is spent."""
 
@@ -122,6 +123,7 @@ class Pipeline:
     metrics: Metrics
     random: Random
     fair: bool = False  # a tenant's messages form an SQS message group
+    gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
 
     async def carry(self, flight: Flight) -> Outcome:
         """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
@@ -140,10 +142,11 @@ class Pipeline:
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
                     case Held(until):
-                        if flight.delivery.receives == 1:
+                        if flight.delivery.receives > 1:
+                            await self._outlast(flight, until)
+                        if flight.delivery.receives == 1 or self.gives_way():
                             await self._hide(flight, until)
                             return Outcome.HELD
-                        await self._outlast(flight, until)
                 # certainly no Region has it and the claim is released, or one may have it and the claim lapsed, or
                 # another's claim did: what the next delivery would do is done with this one, and no receive is spent
                 await asyncio.sleep(backoff_s(attempt, self.random))
@@ -162,7 +165,7 @@ class Pipeline:
     def _decode(self, delivery: Delivery) -> Message:
         message = decode(delivery.body, delivery.attributes)
         if not self.board.serves(message.model_name):
-            raise PoisonError(f"model_name: no Region serves {message.model_name!r}")
+            raise PoisonError(f"model_name: no Region serves {message.model_name[:NAME_SHOWN]!r}")
         return message
 
     async def _route(self, flight: Flight, message: Message) -> Choice:
@@ -342,15 +345,20 @@ class Pipeline:
         await self._until(flight, until)
 
     async def _outlast(self, flight: Flight, until: float) -> None:
-        """Keep a message here while the other claim lives: it came back for that once, and has few receives left."""
+        """Keep a message here while the other claim lives: it came back for that once, and has few receives left.
+
+        Returns early when it is in others' way; then it does come back.
+        """
         log.info("message.kept", message_id=flight.delivery.message_id, until=until)
         self.board.unbook(flight)
         flight.parked = True
         try:
-            await asyncio.sleep(max(0.0, until - self.clock.now()) + JUST_PAST_S)
+            until = min(until, self.clock.now() + self.terms.lease_s)
+            while self.clock.now() < until + JUST_PAST_S and not self.gives_way():
+                await asyncio.sleep(min(SECOND_LOOK_S, max(0.0, until - self.clock.now()) + JUST_PAST_S))
+                _still_ours(flight)
         finally:
             flight.parked = False
-        _still_ours(flight)
 
     async def _reject(self, flight: Flight, reason: str) -> Outcome:
         """Put the message, body untouched, on the dead-letter queue with the reason; then it leaves the master."""

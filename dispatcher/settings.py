@@ -82,6 +82,9 @@ class RegionSettings(BaseModel):
     instances: Annotated[int, Field(ge=1)] = 10
     """Spot instances that it has as a rule: a notice of one interruption takes one of them."""
 
+    def serves(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
     @property
     def queue_urls(self) -> list[str]:
         return list(dict.fromkeys([self.queue_url, *self.queues.values()]))

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from dispatcher.aws.clients import Caller, Clients
@@ -18,6 +18,7 @@ from dispatcher.aws.ledger import read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
+from dispatcher.clock import Clock
 from dispatcher.errors import AwsError, DispatcherError, PoisonError
 from dispatcher.model import Attribute, Delivery, Message, Outgoing, Region
 from dispatcher.policy.claims import State
@@ -30,6 +31,7 @@ ATTEMPTS = 3
 BATCH = 10  # SQS: messages a receive
 HIDDEN_S, HIDDEN_LONG_S = 60, 600  # while it is looked at; if we die it is back then
 WAIT_S = 1  # a long poll asks all of SQS's servers; a short one, some
+CLOCKS_S = 1.0  # two clocks that AWS's `Date` corrected may differ by this
 EMPTY_POLLS = 2  # in a row, and the queue counts as seen
 BY_SQS = "received too often without an end: SQS moved it here"
 
@@ -78,7 +80,7 @@ class Fate(StrEnum):
     DISPATCHED = "already_dispatched"  # dropped: the ledger proves that a Region got it
     INVALID = "still_invalid"  # left: it would be rejected again
     OTHER_WORK = "other_work"  # left: its id stands for different work
-    NO_ROOM = "no_room"  # left: ten attributes of the client's leave none for the generation
+    NO_ROOM = "no_room"  # left: SQS's limits leave no room for the generation
     NOT_MEANT = "not_meant"  # left
     FAILED = "failed"  # left: a call to AWS failed
 
@@ -87,8 +89,8 @@ MEANING = {
     Fate.REDRIVEN: "sent back to the master queue",
     Fate.DISPATCHED: "dropped: their requests were dispatched already (--again sends such ones once more)",
     Fate.INVALID: "left: they would be rejected again for what their bodies say",
+    Fate.NO_ROOM: "left: the next generation, which --again gives them, has no room beside what they carry",
     Fate.OTHER_WORK: "left: their ids stand for different work (--again dispatches them all the same)",
-    Fate.NO_ROOM: "left: they have ten attributes of their own, and --again needs one",
     Fate.NOT_MEANT: "left: not meant",
     Fate.FAILED: "left: a call to AWS failed; try again",
 }
@@ -97,23 +99,26 @@ MEANING = {
 class Mailbox:
     """The dead-letter queue, open to be swept."""
 
-    def __init__(self, url: str, queue: MasterQueue, size: int) -> None:
-        self.url = url
+    def __init__(self, queue: MasterQueue, size: int, clock: Clock) -> None:
         self.queue = queue
         self.size = size  # about
+        self._clock = clock
         self._held: dict[str, Delivery] = {}  # by message id: what is to be made visible again
         self._gone: set[str] = set()
 
     async def sweep(self) -> AsyncGenerator[list[Letter]]:
-        """Give every letter once, in batches; then make visible again what was not dropped. Raises AwsError."""
-        empty = 0
+        """Give every letter once, in batches; then make visible again what was not dropped. Raises AwsError.
+
+        What comes meanwhile is left: a dispatcher may reject, under a new message id, what was just sent back to it.
+        """
+        empty, until = 0, self._clock.now() + CLOCKS_S
         try:
             while empty < EMPTY_POLLS:
                 deliveries = await self.queue.receive(BATCH)
                 empty = 0 if deliveries else empty + 1
                 known = [d for d in deliveries if d.message_id in self._held or d.message_id in self._gone]
-                new = [d for d in deliveries if d not in known]
-                self._held |= {d.message_id: replace(d, body="", attributes={}) for d in deliveries}
+                new = [d for d in deliveries if d not in known and d.sent_at <= until]
+                self._held |= {d.message_id: _without_contents(d) for d in deliveries}
                 if known:  # it takes longer than they are hidden
                     await asyncio.gather(*(self.queue.keep_invisible(d, HIDDEN_LONG_S) for d in known))
                 if new:
@@ -135,15 +140,14 @@ class Mailbox:
 async def opened(settings: Settings, clients: Clients) -> AsyncIterator[Mailbox]:
     """Open the dead-letter queue. Raises NoDeadLetterQueueError, AwsError."""
     caller = await clients.open("sqs", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
-    receiving = await clients.open("sqs", Region(settings.home_region), pool=POOL, attempts=1)
     url = settings.dead_letter_queue_url or await redrive_target(caller, settings.master_queue_url)
     if url is None:
         raise NoDeadLetterQueueError(
             "the master queue has no redrive policy, and DISPATCHER_DEAD_LETTER_QUEUE_URL is not set"
         )
     size = (await read_depth(caller, url)).visible
-    async with MasterQueue(url, receiving, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
-        yield Mailbox(url, queue, size)
+    async with MasterQueue(url, caller, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
+        yield Mailbox(queue, size, clients.clock)
 
 
 async def look(mailbox: Mailbox, wanted: Wanted, *, most: int, seen: Callable[[int], None]) -> list[Letter]:
@@ -152,7 +156,8 @@ async def look(mailbox: Mailbox, wanted: Wanted, *, most: int, seen: Callable[[i
     async with aclosing(mailbox.sweep()) as sweep:
         async for batch in sweep:
             seen(len(batch))
-            letters += filter(wanted, batch)
+            # a thousand bodies of a mebibyte would not fit
+            letters += [replace(one, delivery=_without_contents(one.delivery)) for one in batch if wanted(one)]
             if len(letters) >= most:
                 break
     return sorted(letters[:most], key=lambda letter: -letter.age_s)
@@ -185,18 +190,24 @@ class Redrive:
     wanted: Wanted
     again: bool
     per_second: float
+    faults: list[str] = field(default_factory=list)  # of AWS, in its own words
 
     async def run(self, seen: Callable[[int], None]) -> Counter[Fate]:
-        """Send back what is meant and was not dispatched. Return what became of how many. Raises AwsError."""
+        """Send back what is meant and was not dispatched. Return what became of how many; with a fault of AWS in
+        between, of how many till then.
+        """
         fates: Counter[Fate] = Counter()
         loop = asyncio.get_running_loop()
         started = loop.time()
-        async with aclosing(self.mailbox.sweep()) as sweep:
-            async for batch in sweep:
-                fates += Counter(await asyncio.gather(*map(self._one, batch)))
-                seen(len(batch))
-                ahead_s = fates[Fate.REDRIVEN] / self.per_second - (loop.time() - started)
-                await asyncio.sleep(max(0.0, ahead_s))
+        try:
+            async with aclosing(self.mailbox.sweep()) as sweep:
+                async for batch in sweep:
+                    fates += Counter(await asyncio.gather(*map(self._one, batch)))
+                    seen(len(batch))
+                    ahead_s = fates[Fate.REDRIVEN] / self.per_second - (loop.time() - started)
+                    await asyncio.sleep(max(0.0, ahead_s))
+        except AwsError as fault:
+            self.faults.append(str(fault))
         return fates
 
     async def _one(self, letter: Letter) -> Fate:
@@ -208,7 +219,8 @@ class Redrive:
             return Fate.INVALID
         try:
             return await self._send_back(letter, message)
-        except AwsError:
+        except AwsError as fault:
+            self.faults.append(str(fault))
             return Fate.FAILED
 
     async def _send_back(self, letter: Letter, message: Message) -> Fate:
@@ -229,6 +241,9 @@ class Redrive:
             elif dispatched:
                 await self.mailbox.drop(letter)
                 return Fate.DISPATCHED
+        late = message.deadline is not None and message.deadline <= self.clients.clock.now()
+        if late or not any(rules.serves(message.model_name) for rules in self.settings.regions.values()):
+            return Fate.INVALID
         await self.master.send(Outgoing(delivery.body, kept, delivery.trace_header))
         await self.mailbox.drop(letter)
         return Fate.REDRIVEN
@@ -246,6 +261,10 @@ async def redriving(
         table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
         master = await stack.enter_async_context(SendingQueue(settings.master_queue_url, caller))
         yield Redrive(mailbox, master, table, settings, clients, wanted, again, per_second)
+
+
+def _without_contents(delivery: Delivery) -> Delivery:
+    return replace(delivery, body="", attributes={})
 
 
 def _letter(delivery: Delivery) -> Letter:

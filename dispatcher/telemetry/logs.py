@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 from dispatcher.policy.printable import printable
 
@@ -33,7 +34,13 @@ def configure(level: str, style: Literal["json", "console"] | None) -> None:
     # signatures and bodies.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(console=console))
+    handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """What anybody can send to a port is none, and would fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class _Lines(logging.Formatter):

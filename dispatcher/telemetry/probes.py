@@ -1,5 +1,6 @@
 """The HTTP endpoints. They answer from memory and never call AWS."""
 
+import asyncio
 import hmac
 import json
 import math
@@ -15,28 +16,29 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 WRITES_BURST, WRITES_PER_SECOND = 20, 1.0
-"""Of each client's address: a token is not guessed at that rate, and whoever reports capacity needs far less."""
-CLIENTS_MAX = 1000  # remembered
+"""Whoever reports capacity needs far less."""
+CONNECTIONS_MAX = 100
+"""Open at once: the oldest gives way, so that neither half a request nor a thousand keep a health check out."""
 BODY_BYTES_MAX = 4096
 _PAGE = Path(__file__).with_name("page.html")
 
 
 class Limit:
-    """So many at once, and so many a second, for each client."""
+    """So many at once, and so many a second."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._left: dict[str, tuple[float, float]] = {}  # by client: what is left, and when that was so
+        self._left, self._since = float(WRITES_BURST), now()
 
-    def admits(self, client: str) -> bool:
-        """Whether one more write may be tried now."""
+    def admits(self) -> bool:
+        """Whether one more is in time."""
         now = self._now()
-        left, since = self._left.pop(client, (float(WRITES_BURST), now))
-        left = min(WRITES_BURST, left + (now - since) * WRITES_PER_SECOND)
-        self._left[client] = (left - 1 if left >= 1 else left, now)
-        if len(self._left) > CLIENTS_MAX:
-            del self._left[next(iter(self._left))]  # whoever was silent for longest
-        return left >= 1
+        self._left = min(WRITES_BURST, self._left + (now - self._since) * WRITES_PER_SECOND)
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Probes:
     token: str | None = None  # whoever shows it may report capacity; None: nobody may
     put_capacity: Callable[[str, float], float | None] = lambda _region, _left: None
     """Returns the capacity that is in force then; None: there is no such Region."""
-    writes: Limit = field(default_factory=lambda: Limit(time.monotonic))
+    writes: Limit = field(default_factory=Limit)  # of whoever shows the token
+    guesses: Limit = field(default_factory=Limit)  # of everybody else: they cannot use up the others' turns
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
@@ -65,9 +68,18 @@ class Probes:
         app.router.add_post("/regions/{region}/capacity", self._capacity)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
+        handlers = runner.server
+        if handlers is None:
+            raise RuntimeError("setup made no server")
+
+        def connected() -> asyncio.BaseProtocol:
+            for oldest in handlers.connections[: 1 - CONNECTIONS_MAX]:
+                oldest.force_close()
+            return handlers()
+
         try:
-            await web.TCPSite(runner, host, port).start()
-            yield runner.addresses[0][1]
+            async with await asyncio.get_running_loop().create_server(connected, host, port) as server:
+                yield server.sockets[0].getsockname()[1]
         finally:
             await runner.cleanup()
 
@@ -92,10 +104,11 @@ class Probes:
         """Take `{"capacity": 0.25}`: the part of a Region's usual workers that is left, 0 to 1."""
         if self.token is None:
             return _refusal(403, "writing is off: set DISPATCHER_HTTP_TOKEN")
-        if not self.writes.admits(request.remote or ""):
-            return _refusal(429, f"too often: {WRITES_BURST} at once and {WRITES_PER_SECOND:g} a second are taken")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self.token.encode()):
+        right = hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self.token.encode())
+        if not (self.writes if right else self.guesses).admits():
+            return _refusal(429, f"too often: {WRITES_BURST} at once and {WRITES_PER_SECOND:g} a second are taken")
+        if not right:
             return _refusal(401, "show the token: Authorization: Bearer TOKEN")
         try:
             said = json.loads(await request.text())

@@ -176,6 +176,7 @@ class Process:
             clock=self.clock,
             metrics=self.metrics,
             random=self.random,
+            gives_way=lambda: self.lifecycle.draining or self.in_flight.parking_full,
         )
         self.intake = Intake(
             receive=self._receive,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 
 from dispatcher.policy.printable import printable
 from dispatcher.telemetry import logs
@@ -70,6 +71,15 @@ def test_the_sdk_s_own_debugging_which_shows_signatures_is_never_heard(
     logging.getLogger("botocore.auth").debug("Signature: %s", "secret")
     logging.getLogger("botocore.credentials").info("Found credentials in %s", "secret")
     assert "secret" not in capsys.readouterr().err
+
+
+def test_what_anybody_can_send_to_the_port_does_not_fill_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    try:
+        raise BadHttpMessage("garbage")
+    except BadHttpMessage:
+        logging.getLogger("aiohttp.server").exception("Error handling request")
+    assert capsys.readouterr().err == ""
 
 
 def test_printable_text_is_left_alone() -> None:

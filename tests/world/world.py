@@ -16,6 +16,7 @@ from typing import Any
 from dispatcher.app import App
 from dispatcher.clock import Clock
 from dispatcher.model import Outcome
+from dispatcher.pipeline import LOST_ANSWERS_MAX
 from dispatcher.settings import Settings
 from dispatcher.telemetry.metrics import Metrics
 from tests.fakes.aws import FakeAws, Item, Queue
@@ -177,6 +178,7 @@ class World:
         self.ledger_trouble: list[tuple[float, Life]] = []  # calls that the weather struck
         self.violations: list[str] = []
         self.redriven = 0
+        self.cut_off = False  # a drain's deadline may have come between a send and its confirmation
         self._workers: list[asyncio.Task[None]] = []
         loop.set_exception_handler(self._met)
 
@@ -291,6 +293,7 @@ class World:
     async def settle(self, within_s: float = 600.0) -> None:
         """Fine weather, a dispatcher at work, dead letters sent back: until nothing is left to be done."""
         self.wire.clear()
+        self.cut_off = any(process.drained_at is not None for process in self.processes)
         for process in self.alive:
             process.life.dies = lambda point, number: False
             if process.drained_at is not None:
@@ -461,12 +464,21 @@ class World:
             self.violations.append(f"{key}: lost")
             return
         item = self.aws.tables[TABLE].get(key)
-        drained = any(p.drained_at is not None for p in self.processes)
-        if item is None or (item["state"]["S"] != "dispatched" and not drained):
+        if item is None or (item["state"]["S"] != "dispatched" and not self.cut_off):
             self.violations.append(f"{key}: its claim did not end: {item}")
-        for earlier, later in self._pairs([s for s in sends if s.arrived_at is not None]):
-            if reason := self._unexcused(earlier, later):
-                self.violations.append(f"{key}: {reason}: {_told(earlier)}; {_told(later)}")
+        arrived = [send for send in sends if send.arrived_at is not None]
+        if max(send.generation for send in arrived) < request.generation:
+            self.violations.append(f"{key}: was not dispatched again, though that was asked for")
+        for token in {send.token for send in sends if send.token}:
+            unheard = [send for send in arrived if send.token == token and send.heard_at is None and send.doubtful]
+            if len(unheard) > LOST_ANSWERS_MAX:
+                self.violations.append(f"{key}: {len(unheard)} sends with lost answers under one claim")
+            later = [send for send in sends if send.token == token and unheard and send.left_at > unheard[0].left_at]
+            if {send.region for send in later} - {unheard[0].region if unheard else ""}:
+                self.violations.append(f"{key}: another Region after a lost answer: {[_told(send) for send in sends]}")
+        for earlier, again in self._pairs(arrived):
+            if reason := self._unexcused(earlier, again):
+                self.violations.append(f"{key}: {reason}: {_told(earlier)}; {_told(again)}")
 
     @staticmethod
     def _pairs(sends: list[Send]) -> Iterator[tuple[Send, Send]]:
