@@ -18,7 +18,6 @@ from dispatcher.aws.ledger import read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.clock import Clock
 from dispatcher.errors import AwsError, DispatcherError, PoisonError
 from dispatcher.model import Attribute, Delivery, Message, Outgoing, Region
 from dispatcher.policy.claims import State
@@ -31,7 +30,6 @@ ATTEMPTS = 3
 BATCH = 10  # SQS: messages a receive
 HIDDEN_S, HIDDEN_LONG_S = 60, 600  # while it is looked at; if we die it is back then
 WAIT_S = 1  # a long poll asks all of SQS's servers; a short one, some
-CLOCKS_S = 1.0  # two clocks that AWS's `Date` corrected may differ by this
 EMPTY_POLLS = 2  # in a row, and the queue counts as seen
 BY_SQS = "received too often without an end: SQS moved it here"
 
@@ -81,6 +79,7 @@ class Fate(StrEnum):
     INVALID = "still_invalid"  # left: it would be rejected again
     OTHER_WORK = "other_work"  # left: its id stands for different work
     NO_ROOM = "no_room"  # left: SQS's limits leave no room for the generation
+    BACK = "came_back"  # left: its request was sent back in this run already; it was rejected again, or is a twin
     NOT_MEANT = "not_meant"  # left
     FAILED = "failed"  # left: a call to AWS failed
 
@@ -91,6 +90,7 @@ MEANING = {
     Fate.INVALID: "left: they would be rejected again for what their bodies say",
     Fate.NO_ROOM: "left: the next generation, which --again gives them, has no room beside what they carry",
     Fate.OTHER_WORK: "left: their ids stand for different work (--again dispatches them all the same)",
+    Fate.BACK: "left: their requests were sent back a moment ago, and these are twins, or were rejected again",
     Fate.NOT_MEANT: "left: not meant",
     Fate.FAILED: "left: a call to AWS failed; try again",
 }
@@ -99,25 +99,20 @@ MEANING = {
 class Mailbox:
     """The dead-letter queue, open to be swept."""
 
-    def __init__(self, queue: MasterQueue, size: int, clock: Clock) -> None:
+    def __init__(self, queue: MasterQueue, size: int) -> None:
         self.queue = queue
         self.size = size  # about
-        self._clock = clock
         self._held: dict[str, Delivery] = {}  # by message id: what is to be made visible again
-        self._gone: set[str] = set()
 
     async def sweep(self) -> AsyncGenerator[list[Letter]]:
-        """Give every letter once, in batches; then make visible again what was not dropped. Raises AwsError.
-
-        What comes meanwhile is left: a dispatcher may reject, under a new message id, what was just sent back to it.
-        """
-        empty, until = 0, self._clock.now() + CLOCKS_S
+        """Give every letter once, in batches; then make visible again what was not dropped. Raises AwsError."""
+        empty = 0
         try:
             while empty < EMPTY_POLLS:
                 deliveries = await self.queue.receive(BATCH)
                 empty = 0 if deliveries else empty + 1
-                known = [d for d in deliveries if d.message_id in self._held or d.message_id in self._gone]
-                new = [d for d in deliveries if d not in known and d.sent_at <= until]
+                known = [d for d in deliveries if d.message_id in self._held]
+                new = [d for d in deliveries if d not in known]
                 self._held |= {d.message_id: _without_contents(d) for d in deliveries}
                 if known:  # it takes longer than they are hidden
                     await asyncio.gather(*(self.queue.keep_invisible(d, HIDDEN_LONG_S) for d in known))
@@ -130,10 +125,8 @@ class Mailbox:
 
     async def drop(self, letter: Letter) -> None:
         """Raises AwsError."""
-        message_id = letter.delivery.message_id
-        await self.queue.acknowledge(self._held[message_id])
-        self._gone.add(message_id)
-        del self._held[message_id]
+        await self.queue.acknowledge(self._held[letter.delivery.message_id])
+        del self._held[letter.delivery.message_id]
 
 
 @asynccontextmanager
@@ -147,7 +140,7 @@ async def opened(settings: Settings, clients: Clients) -> AsyncIterator[Mailbox]
         )
     size = (await read_depth(caller, url)).visible
     async with MasterQueue(url, caller, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
-        yield Mailbox(queue, size, clients.clock)
+        yield Mailbox(queue, size)
 
 
 async def look(mailbox: Mailbox, wanted: Wanted, *, most: int, seen: Callable[[int], None]) -> list[Letter]:
@@ -191,6 +184,8 @@ class Redrive:
     again: bool
     per_second: float
     faults: list[str] = field(default_factory=list)  # of AWS, in its own words
+    _sent: set[tuple[str, str]] = field(default_factory=set)
+    """Id and work of what was sent: a live dispatcher may reject it again, under a new message id."""
 
     async def run(self, seen: Callable[[int], None]) -> Counter[Fate]:
         """Send back what is meant and was not dispatched. Return what became of how many; with a fault of AWS in
@@ -244,6 +239,9 @@ class Redrive:
         late = message.deadline is not None and message.deadline <= self.clients.clock.now()
         if late or not any(rules.serves(message.model_name) for rules in self.settings.regions.values()):
             return Fate.INVALID
+        if (message.request_id, message.work) in self._sent:
+            return Fate.BACK
+        self._sent.add((message.request_id, message.work))
         await self.master.send(Outgoing(delivery.body, kept, delivery.trace_header))
         await self.mailbox.drop(letter)
         return Fate.REDRIVEN

@@ -397,9 +397,10 @@ class World:
                 self.violations.append(f"{request_id}: lost")
 
     def _leased(self, item: Item) -> None:
-        """Decisions 6: a lease ends before the visibility does, whenever it is written."""
+        """Decisions 6: a lease ends before the visibility does, by a margin, whenever it is written."""
         message = self.master.messages.get(item.source_message_id)
-        if message is not None and item.lease_end - EPOCH_S > message.visible_at + SLACK_S:
+        margin_s = min(5.0, self.terms.visibility_s / 10)
+        if message is not None and item.lease_end - EPOCH_S > message.visible_at - margin_s + SLACK_S:
             self.violations.append(
                 f"{item.request_id}: lease until {item.lease_end - EPOCH_S:.3f}, visible at {message.visible_at:.3f}"
             )

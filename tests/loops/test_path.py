@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -810,6 +811,26 @@ def test_a_takeover_that_is_cut_off_keeps_the_region_where_a_copy_is() -> None:
             here.start("third")
             await here.empty()
             assert [arrival.region for arrival in here.arrivals] == [B, B]
+
+    run_virtual(story())
+
+
+def test_a_deadline_that_passes_after_a_region_may_have_it_rejects_nothing() -> None:
+    """Rejected, it would be in the dead-letter queue and in a Region; whoever redrives it makes a copy."""
+
+    async def story() -> None:
+        async with world() as here:
+            deadline = datetime.fromtimestamp(EPOCH_S + 60, UTC).isoformat()
+            here.submit("r", metadata={"deadline": deadline})
+            first = here.start("first")
+            first.life.dies = after("send:done")
+            await here.until(lambda: first.life.dead)
+            second = here.start("second")
+            await here.empty(within_s=300)
+            assert asyncio.get_running_loop().time() > 60
+            await here.until(second.outcomes)
+            assert second.outcomes() == {"dispatched": 1}
+            assert not here.dead_letters.arrivals
 
     run_virtual(story())
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from dispatcher.settings import Settings
 from tests.fakes.faults import Life
 from tests.virtual_time import run_virtual
 from tests.world.wire import FakeClients, Kind, Spell
-from tests.world.world import TABLE, World, story
+from tests.world.world import REGIONS, TABLE, World, story
 
 ALL = Wanted()
 WHY = {"dispatcher.rejected_because": {"DataType": "String", "StringValue": "model_name: no Region serves 'x'"}}
@@ -172,6 +173,83 @@ def test_whatever_fails_meanwhile_a_redrive_loses_nothing_and_finishes_when_run_
             here.start()
             assert await here.until(lambda: not here.master.messages, 60)
             assert Counter(send.request_id for send in here.arrived) == {"done": 1, "twice": 1, "new": 1, "left": 1}
+
+    run_virtual(main())
+
+
+def test_a_dispatch_that_the_ledger_has_forgotten_is_no_reason_to_drop_a_letter() -> None:
+    async def main() -> None:
+        async with story() as here:
+            await fill(here)
+            here.aws.tables[TABLE]["done"]["expires_at"] = {"N": f"{here.epoch() - 1:.0f}"}
+            fates = await here.command(
+                Life("operator"), partial(redrive, wanted=Wanted(request_ids=frozenset({"done"})))
+            )
+            assert fates is not None
+            assert fates[Fate.REDRIVEN] == 2, "as absent: it may be dispatched, whatever work it is"
+            assert fates[Fate.DISPATCHED] == 0
+            await here.command(Life("operator"), redrive)
+
+    run_virtual(main())
+
+
+def test_a_redrive_against_a_dispatcher_at_work_ends_and_meets_no_letter_twice() -> None:
+    """What the dispatcher rejects comes back under a new message id."""
+
+    async def main() -> None:
+        known: Any = {region: {"models": ["m"]} for region in REGIONS}
+        async with story(rules=known) as here:
+            here.start()
+            for number in range(5):
+                letter(here, json.dumps({**json.loads(body(f"r{number}")), "model_name": "new"}))
+            here.settings["rules"] = {region: {"models": ["m", "new"]} for region in REGIONS}  # to the operator only
+            started = here.aws.now()
+            assert await here.command(Life("operator"), redrive) == {Fate.REDRIVEN: 5, Fate.BACK: 5}
+            assert here.aws.now() - started < 60
+            assert await here.until(lambda: not here.master.messages, 60)
+            assert len(here.dead_letters.messages) == 5
+            here.settings["rules"] = known
+            assert await here.command(Life("operator"), redrive) == {Fate.INVALID: 5}
+
+    run_virtual(main())
+
+
+def test_what_is_left_is_looked_at_once_however_slow_the_rest_goes() -> None:
+    async def main() -> None:
+        async with story() as here:
+            for number in range(60):
+                letter(here, body(f"r{number}") if number % 2 else POISON, None if number % 2 else WHY)
+
+            async def slowly(settings: Settings, clients: FakeClients) -> Counter[Fate]:
+                async with redriving(settings, clients, ALL, again=False, per_second=0.1) as command:
+                    return await command.run(lambda _: None)
+
+            assert await here.command(Life("operator"), slowly) == {Fate.REDRIVEN: 30, Fate.INVALID: 30}
+            met = max(message.receives for message in here.dead_letters.messages.values())
+            assert met <= 2, "hidden for long, once it was met again"
+
+    run_virtual(main())
+
+
+def test_a_letter_that_is_delivered_after_its_delete_is_not_sent_again() -> None:
+    """SQS may do so, rarely."""
+
+    async def main() -> None:
+        async with story() as here:
+            message_id = letter(here, body("r"))
+            ghost = here.dead_letters.messages[message_id]
+
+            def back(_: int) -> None:
+                here.dead_letters.messages[message_id] = ghost
+                ghost.visible_at = 0.0
+
+            async def work(settings: Settings, clients: FakeClients) -> Counter[Fate]:
+                async with redriving(settings, clients, ALL, again=False, per_second=1000) as command:
+                    return await command.run(back)
+
+            assert await here.command(Life("operator"), work) == {Fate.REDRIVEN: 1, Fate.BACK: 1}
+            assert len(here.master.messages) == 1
+            here.dead_letters.messages.clear()
 
     run_virtual(main())
 

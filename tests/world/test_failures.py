@@ -84,6 +84,50 @@ def test_a_twin_outlasts_a_claim_that_lives_for_ten_minutes_with_two_of_its_rece
     run_virtual(main())
 
 
+def test_a_twin_that_is_kept_gives_way_to_a_drain() -> None:
+    async def main() -> None:
+        async with story(**CONTRACT) as here:
+            first = here.start()
+            await asyncio.sleep(2)
+            first.life.dies = lambda point, number: point == "send_message_batch:asked"
+            here.submit("r")
+            assert await here.until(lambda: first.life.dead, 20)
+            here.submit("r")
+            second = here.start()
+            await asyncio.sleep(20)
+            for message in here.master.messages.values():  # as if it had been received before
+                message.receives += 1
+            twins = [here.submit("r")]
+            for twin in twins:
+                here.master.messages[twin].receives = 1
+            await asyncio.sleep(25)
+            began = here.aws.now()
+            second.drain()
+            await second.ended.wait()
+            assert here.aws.now() - began <= 25, "an open poll's time, not the other claim's"
+
+    run_virtual(main())
+
+
+def test_twins_that_are_kept_leave_the_slots_to_others() -> None:
+    async def main() -> None:
+        async with story(**{**CONTRACT, "max_in_flight": 20}) as here:
+            first = here.start()
+            await asyncio.sleep(2)
+            first.life.dies = lambda point, number: point == "send_message_batch:asked"
+            here.submit("r")
+            assert await here.until(lambda: first.life.dead, 20)
+            here.start()
+            await asyncio.sleep(2)
+            for _ in range(30):
+                here.master.messages[here.submit("r")].receives = 1
+            await asyncio.sleep(3)
+            new = here.submit("new")
+            assert await here.until(lambda: new not in here.master.messages, 30), "twins do not keep it waiting"
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("fails_s", [4.0, 60.0])
 def test_deletes_that_fail_while_draining_are_tried_again_or_left_to_be_duplicates(fails_s: float) -> None:
     async def main() -> None:
