@@ -14,7 +14,7 @@ demo: setup  ## Show the whole system at work on this machine; needs no AWS acco
 	@$(BIN)/dispatcher demo $(ARGS)
 
 test: setup  ## Run every test
-	@$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 lint: setup  ## Format check and lint
 	@$(BIN)/ruff format --check --quiet . || { echo "run 'make fmt'"; exit 1; }

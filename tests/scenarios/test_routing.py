@@ -259,7 +259,11 @@ async def test_what_waits_in_a_withdrawn_region_is_rescued_and_the_ledger_knows_
     await until(lambda: len(workers.arrivals) >= len(bodies), "all of them rescued")
     working.cancel()
     assert Counter(arrival.body for arrival in workers.arrivals) == Counter(bodies)
-    assert await world.counts(A, world.regional(A)) == (0, 0)
+
+    async def deleted() -> bool:
+        return await world.counts(A, world.regional(A)) == (0, 0)
+
+    await until(deleted, "nothing left where they were")
     for arrival in workers.arrivals:
         assert arrival.text("dispatcher.region") == arrival.region
     assert (await dispatcher.metrics()).total("rescued_total", outcome="moved") == len(bodies)

@@ -13,7 +13,7 @@ from tests.virtual_time import run_virtual
 from tests.world.wire import Kind, Spell
 from tests.world.world import REGIONS, World
 
-LASTS_S = 10.0  # of traffic, weather and deaths
+LASTS_S = 7.0  # of traffic, weather and deaths
 OPERATIONS = (
     "receive_message", "send_message_batch", "delete_message_batch", "change_message_visibility_batch",
     "batch_execute_statement", "batch_get_item", "put_item", "update_item", "get_item", "get_queue_attributes",

@@ -113,7 +113,7 @@ def test_any_interleaving_of_dispatchers_crashes_and_faults_loses_nothing() -> N
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=150,
+            max_examples=100,
             stateful_step_count=25,
             deadline=None,
             print_blob=True,
