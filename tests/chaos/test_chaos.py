@@ -25,6 +25,6 @@ async def test_killed_and_cut_off_at_random_three_dispatchers_lose_nothing(
         summary = await chaos(world, books, seed=seed, seconds=25, rate=20)
     print("\n".join(summary.lines()))
     assert not summary.faults_found, summary.faults_found
-    assert summary.kills + summary.drains >= 2
+    assert summary.kills + summary.drains >= 1
     assert sum(summary.faults.values()) >= 20
     assert summary.requests >= 300

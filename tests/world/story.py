@@ -129,7 +129,7 @@ async def _deaths(world: World, random: Random, told: Told) -> None:
             process.life.dies = lambda point, number: number >= last
             told.plan.append(f"{process.life.name} dies at its step {last}")
 
-    for _ in range(random.choice((1, 1, 2, 2, 3))):
+    for _ in range(random.choice((1, 1, 2, 2, 2, 3))):
         start()
     until = world.aws.now() + LASTS_S
     while True:

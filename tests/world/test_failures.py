@@ -19,7 +19,7 @@ CONTRACT = {
     "poll_wait_seconds": 20,
     "depth_ttl_seconds": 60,
     "drain_timeout_seconds": 100,
-    "pollers": 4,
+    "pollers": 2,
 }
 """The defaults that an operator has."""
 
@@ -36,13 +36,13 @@ def test_a_receive_that_fails_in_any_way_is_asked_again_ever_less_often_and_stop
             process = here.start()
             await asyncio.sleep(5)
             before = here.wire.calls
-            spell(here, kind, "receive_message", 300)
-            for number in range(60):
+            spell(here, kind, "receive_message", 150)
+            for number in range(30):
                 here.submit(f"r{number}")
                 await asyncio.sleep(5)
                 assert process.app
                 assert process.app.heartbeats.stuck() == [], "it lives, whatever is answered"
-            assert here.wire.calls - before < 300 * 15, "and does not spin"
+            assert here.wire.calls - before < 150 * 15, "and does not spin"
 
     run_virtual(main())
 
@@ -339,13 +339,13 @@ HOLDS = {
 @pytest.mark.parametrize("flaps", [False, True], ids=["steady", "flapping"])
 @pytest.mark.parametrize("what", list(HOLDS))
 def test_holding_for_ten_minutes_spends_one_receive_at_most_and_makes_no_dead_letters(what: str, flaps: bool) -> None:
-    """Three dispatchers, the operator's own settings, messages all the while; the trouble stands, or comes and goes."""
+    """Two dispatchers, the operator's own settings, messages all the while; the trouble stands, or comes and goes."""
 
     async def main() -> None:
         operation, kind = HOLDS[what]
         threshold = {"overload_threshold": 12} if what == "overload" else {}
         async with story(**CONTRACT, **threshold) as here:
-            processes = [here.start(skew_s=skew) for skew in (0.0, 300.0, -300.0)]
+            processes = [here.start(skew_s=skew) for skew in (300.0, -300.0)]
             await asyncio.sleep(2)
             ends = here.aws.now() + TEN_MINUTES_S
             ids = []

@@ -272,8 +272,9 @@ def mangled(answer: Mapping[str, Any], random: Random) -> dict[str, Any]:
             strange = {"Id": random.choice(["99", "-1", "", "x", "٣"]), "MessageId": "?", "Code": "?", "Error": None}
             said[name] = [*value, strange] if random.random() < 0.5 or name == "Responses" else [strange, *value]
         case 4 if isinstance(value, list) and value and isinstance(value[0], dict):
-            # an error that is left out would be a lie, and nobody can tell a lie
-            said[name] = [{k: v for k, v in one.items() if k == "Error" or random.random() < 0.7} for one in value]
+            # an error or an attribute that is left out would be a lie, and nobody can tell a lie
+            true = ("Error", "MessageAttributes")
+            said[name] = [{k: v for k, v in one.items() if k in true or random.random() < 0.7} for one in value]
         case _ if isinstance(value, dict):
             # a queue that seems to have no redrive policy is such a lie, too
             said[name] = {k: v for k, v in value.items() if k == "RedrivePolicy" or random.random() < 0.5}

@@ -35,7 +35,7 @@ SHORT: Mapping[str, Any] = {
     "poll_wait_seconds": 1,
     "depth_ttl_seconds": 16,
     "drain_timeout_seconds": 10,
-    "pollers": 2,
+    "pollers": 1,
     "max_in_flight": 50,
 }
 GENERATION = "dispatcher.generation"
