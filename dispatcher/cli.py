@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -190,7 +191,7 @@ def submit(file: Any, count: int | None, again: bool, config: Path | None, as_js
         for fault in faults[:20]:
             click.echo(f"dispatcher: {fault}", err=True)
         _fail(f"{len(faults)} of {len(bodies)} requests are not valid; none was sent")
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with _progress() as progress:
         bar = progress.add_task("sending", total=len(bodies))
         failed = _with_clients(
             lambda clients: submission.submit(
@@ -250,8 +251,20 @@ def dlq() -> None:
     """Look into the master queue's dead-letter queue; send messages back, or drop them."""
 
 
-_reason = click.option("--reason", default="", help="Only those whose reason contains this text.")
-_ids = click.option("--id", "request_ids", multiple=True, help="Only this request's; may be repeated.")
+EMPTY = "the dead-letter queue is empty"
+
+
+def _some_text(_: click.Context, option: click.Parameter, value: Any) -> Any:
+    """An empty shell variable must not mean all messages, nor none."""
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("is empty; leave the option out to mean every message")
+    return value
+
+
+_reason = click.option("--reason", callback=_some_text, help="Only those whose reason contains this text.")
+_ids = click.option(
+    "--id", "request_ids", multiple=True, callback=_some_text, help="Only this request's; may be repeated."
+)
 
 
 @dlq.command("list")
@@ -260,7 +273,7 @@ _ids = click.option("--id", "request_ids", multiple=True, help="Only this reques
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many.")
 @_config
 @_json
-def dlq_list(reason: str, request_ids: tuple[str, ...], limit: int, config: Path | None, as_json: bool) -> None:
+def dlq_list(reason: str | None, request_ids: tuple[str, ...], limit: int, config: Path | None, as_json: bool) -> None:
     """List the messages, oldest first: age, receives, request id, and why they are there.
 
     \b
@@ -268,7 +281,7 @@ def dlq_list(reason: str, request_ids: tuple[str, ...], limit: int, config: Path
     """
     from dispatcher.commands import dlq as letters
 
-    wanted = letters.Wanted(reason, frozenset(request_ids))
+    wanted = letters.Wanted(reason or "", frozenset(request_ids))
 
     async def look(clients: Any, seen: Callable[[int, int], None]) -> Any:
         async with letters.opened(settings, clients) as mailbox:
@@ -287,21 +300,21 @@ def dlq_list(reason: str, request_ids: tuple[str, ...], limit: int, config: Path
             rows.append([_age(one.age_s), str(one.delivery.receives), request_id, message_id, printable(one.reason)])
         _print_table(rows, ["age", "receives", "request id", "message id", "reason"])
     more = f", as many as --limit allows of about {size}" if len(found) == limit else ""
-    click.echo(f"{len(found)} messages{more}", err=True)
+    click.echo(f"{_messages(len(found))}{more}" if found or size else EMPTY, err=True)
 
 
 @dlq.command("redrive")
 @_reason
 @_ids
-@click.option("--all", "_everything", is_flag=True, help="Every message; the same as saying none of the others.")
+@click.option("--all", "everything", is_flag=True, help="Every message; the same as saying none of the others.")
 @click.option("--again", is_flag=True, help="Also what was dispatched before: once more, on purpose.")
 @click.option("--rate", type=click.FloatRange(min=0.1), default=50.0, show_default=True, help="Messages a second.")
 @_config
 @_json
 def dlq_redrive(
-    reason: str,
+    reason: str | None,
     request_ids: tuple[str, ...],
-    _everything: bool,
+    everything: bool,
     again: bool,
     rate: float,
     config: Path | None,
@@ -317,16 +330,26 @@ def dlq_redrive(
     """
     from dispatcher.commands import dlq as letters
 
-    wanted = letters.Wanted(reason, frozenset(request_ids))
+    wanted = letters.Wanted(reason or "", frozenset(request_ids))
 
     async def send_back(clients: Any, seen: Callable[[int, int], None]) -> Any:
         async with letters.redriving(settings, clients, wanted, again=again, per_second=rate) as redrive:
-            return await redrive.run(partial(seen, redrive.mailbox.size)), redrive.faults
+            under_way.append(redrive)
+            await redrive.run(partial(seen, redrive.mailbox.size))
 
+    under_way: list[letters.Redrive] = []
     if not math.isfinite(rate):
-        raise click.UsageError("--rate: say how many messages a second")
+        raise click.UsageError("--rate: must be a finite number of messages a second")
+    if everything and (reason or request_ids):
+        raise click.UsageError("--all: say it, or --reason or --id")
     settings = _loaded(load, config)
-    fates, faults = _sweeping("redriving", send_back)
+    fates, faults, cut_off = Counter[letters.Fate](), [], False
+    try:
+        _sweeping("redriving", send_back)
+    except KeyboardInterrupt:
+        cut_off = True
+    for redrive in under_way:
+        fates, faults = redrive.fates, redrive.faults
     for fault in list(dict.fromkeys(faults))[:3]:
         click.echo(f"dispatcher: {fault}", err=True)
     if as_json:
@@ -336,8 +359,12 @@ def dlq_redrive(
             if fates[fate]:
                 click.echo(f"{fates[fate]} {letters.MEANING[fate]}")
         if not fates and not faults:
-            click.echo("the dead-letter queue is empty")
-    sys.exit(1 if faults else 0)
+            click.echo(EMPTY)
+        if fates and fates.total() == fates[letters.Fate.NOT_MEANT]:
+            click.echo("no message has that id or reason")
+    if cut_off:
+        click.echo("dispatcher: ended early; run it again for the rest", err=True)
+    sys.exit(1 if faults or cut_off else 0)
 
 
 @dlq.command("purge")
@@ -346,7 +373,7 @@ def dlq_redrive(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_config
 @_json
-def dlq_purge(reason: str, request_ids: tuple[str, ...], yes: bool, config: Path | None, as_json: bool) -> None:
+def dlq_purge(reason: str | None, request_ids: tuple[str, ...], yes: bool, config: Path | None, as_json: bool) -> None:
     """Drop messages for ever. Asks first, with their number.
 
     \b
@@ -354,7 +381,7 @@ def dlq_purge(reason: str, request_ids: tuple[str, ...], yes: bool, config: Path
     """
     from dispatcher.commands import dlq as letters
 
-    wanted = letters.Wanted(reason, frozenset(request_ids))
+    wanted = letters.Wanted(reason or "", frozenset(request_ids))
 
     async def look(clients: Any, seen: Callable[[int, int], None]) -> Any:
         async with letters.opened(settings, clients) as mailbox:
@@ -366,13 +393,14 @@ def dlq_purge(reason: str, request_ids: tuple[str, ...], yes: bool, config: Path
 
     settings = _loaded(load, config)
     found = _sweeping("looking", look)
-    if found and not yes:
-        click.confirm(f"Drop {len(found)} messages of the dead-letter queue for ever?", abort=True, err=True)
+    question = f"Drop {_messages(len(found))} of the dead-letter queue for ever?"
+    if found and not yes and not click.confirm(question, err=True):
+        _fail("nothing was dropped")
     gone = _sweeping("dropping", drop) if found else 0
     if as_json:
         _print_json({"purged": gone, "meant": len(found)})
     else:
-        click.echo(f"dropped {gone} of {len(found)} messages")
+        click.echo(f"dropped {gone} of {_messages(len(found))}" if found else "nothing to drop")
     sys.exit(0 if gone == len(found) else 1)
 
 
@@ -429,7 +457,7 @@ def simulate(
     if minutes:
         chosen = replace(chosen, seconds=minutes * 60)
     outcomes = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with _progress() as progress:
         for policy in policies:
             bar = progress.add_task(policy, total=chosen.seconds)
             outcomes.append(play(chosen, policy, seed, progress=partial(_advance, progress, bar)))
@@ -469,7 +497,7 @@ def record(file: Path, minutes: float, every_s: float, config: Path | None, as_j
     try:
         with (
             file.open("w", encoding="utf-8") as out,
-            Progress(console=Console(stderr=True), transient=True) as progress,
+            _progress() as progress,
         ):
             bar = progress.add_task("recording", total=frames)
 
@@ -520,9 +548,18 @@ def _with_clients(work: Callable[[Any], Any]) -> Any:
         _fail(str(fault))
 
 
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
+
+
+def _progress() -> Progress:
+    """On standard error, and only where somebody looks."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
 def _sweeping(what: str, work: Callable[[Any, Callable[[int, int], None]], Any]) -> Any:
     """Run `work` with clients and a progress bar: it is told about how many there are, and how many more were seen."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with _progress() as progress:
         bar = progress.add_task(what, total=None)
 
         def seen(size: int, more: int) -> None:

@@ -8,8 +8,8 @@ after the ledger proved that its request was dispatched, or because the operator
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -31,11 +31,16 @@ BATCH = 10  # SQS: messages a receive
 HIDDEN_S, HIDDEN_LONG_S = 60, 600  # while it is looked at; if we die it is back then
 WAIT_S = 1  # a long poll asks all of SQS's servers; a short one, some
 EMPTY_POLLS = 2  # in a row, and the queue counts as seen
+NOBODY = "\x00probe"  # no request has this id
 BY_SQS = "received too often without an end: SQS moved it here"
 
 
 class NoDeadLetterQueueError(DispatcherError):
     """There is none to look into."""
+
+
+class UnusableError(DispatcherError):
+    """A queue or table is not there, or may not be used; the message says which, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +136,18 @@ class Mailbox:
 
 @asynccontextmanager
 async def opened(settings: Settings, clients: Clients) -> AsyncIterator[Mailbox]:
-    """Open the dead-letter queue. Raises NoDeadLetterQueueError, AwsError."""
+    """Open the dead-letter queue. Raises NoDeadLetterQueueError, UnusableError."""
     caller = await clients.open("sqs", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
-    url = settings.dead_letter_queue_url or await redrive_target(caller, settings.master_queue_url)
+    url = settings.dead_letter_queue_url
+    if url is None:
+        with _naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
+            url = await redrive_target(caller, settings.master_queue_url)
     if url is None:
         raise NoDeadLetterQueueError(
             "the master queue has no redrive policy, and DISPATCHER_DEAD_LETTER_QUEUE_URL is not set"
         )
-    size = (await read_depth(caller, url)).visible
+    with _naming(f"the dead-letter queue {url}", "DISPATCHER_DEAD_LETTER_QUEUE_URL"):
+        size = (await read_depth(caller, url)).visible
     async with MasterQueue(url, caller, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
         yield Mailbox(queue, size)
 
@@ -183,6 +192,7 @@ class Redrive:
     wanted: Wanted
     again: bool
     per_second: float
+    fates: Counter[Fate] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)  # of AWS, in its own words
     _sent: set[tuple[str, str]] = field(default_factory=set)
     """Id and work of what was sent: a live dispatcher may reject it again, under a new message id."""
@@ -191,19 +201,21 @@ class Redrive:
         """Send back what is meant and was not dispatched. Return what became of how many; with a fault of AWS in
         between, of how many till then.
         """
-        fates: Counter[Fate] = Counter()
         loop = asyncio.get_running_loop()
         started = loop.time()
+        together = max(1, min(BATCH, int(self.per_second)))
         try:
             async with aclosing(self.mailbox.sweep()) as sweep:
                 async for batch in sweep:
-                    fates += Counter(await asyncio.gather(*map(self._one, batch)))
-                    seen(len(batch))
-                    ahead_s = fates[Fate.REDRIVEN] / self.per_second - (loop.time() - started)
-                    await asyncio.sleep(max(0.0, ahead_s))
+                    for at in range(0, len(batch), together):
+                        some = batch[at : at + together]
+                        self.fates.update(await asyncio.gather(*map(self._one, some)))
+                        seen(len(some))
+                        ahead_s = self.fates[Fate.REDRIVEN] / self.per_second - (loop.time() - started)
+                        await asyncio.sleep(max(0.0, ahead_s))
         except AwsError as fault:
             self.faults.append(str(fault))
-        return fates
+        return self.fates
 
     async def _one(self, letter: Letter) -> Fate:
         if not self.wanted(letter):
@@ -251,14 +263,27 @@ class Redrive:
 async def redriving(
     settings: Settings, clients: Clients, wanted: Wanted, *, again: bool, per_second: float
 ) -> AsyncIterator[Redrive]:
-    """Open what a redrive needs. Raises NoDeadLetterQueueError, AwsError."""
+    """Open what a redrive needs. Raises NoDeadLetterQueueError, UnusableError."""
     home = Region(settings.home_region)
     async with AsyncExitStack() as stack:
         mailbox = await stack.enter_async_context(opened(settings, clients))
         caller = await clients.open("sqs", home, pool=POOL, attempts=ATTEMPTS)
         table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
+        with _naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
+            await read_depth(caller, settings.master_queue_url)
+        with _naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
+            await read_item(table, settings.ledger_table, NOBODY)
         master = await stack.enter_async_context(SendingQueue(settings.master_queue_url, caller))
         yield Redrive(mailbox, master, table, settings, clients, wanted, again, per_second)
+
+
+@contextmanager
+def _naming(what: str, variable: str) -> Iterator[None]:
+    """Say what it was that AWS has a fault to tell of."""
+    try:
+        yield
+    except AwsError as fault:
+        raise UnusableError(f"{what} cannot be used ({fault}); check {variable}, or the permissions") from fault
 
 
 def _without_contents(delivery: Delivery) -> Delivery:

@@ -33,7 +33,7 @@ def _printable(value: str) -> str:
 
 def _input_url(value: str) -> str:
     if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).hostname):
-        raise ValueError("must be s3://bucket/key or https://…")
+        raise ValueError("must be s3://bucket/key or https://...")
     return value
 
 

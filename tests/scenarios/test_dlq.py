@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from tests.scenarios.conftest import Run
 from tests.scenarios.world import HOME, World, request, requests, until
 
@@ -136,6 +138,25 @@ def test_without_a_dead_letter_queue_it_says_what_to_do(run: Run) -> None:
         "DISPATCHER_REGIONS": '{"us-east-1": "http://127.0.0.1:4566/000000000000/regional"}',
         "DISPATCHER_LEDGER_TABLE": "ledger",
     }
-    said = run("dlq", "list", settings=settings)
-    assert said.returncode == 1
-    assert said.stderr.startswith("dispatcher: missing: ")
+    for command in (["list"], ["redrive"], ["purge", "--yes"]):
+        said = run("dlq", *command, settings=settings)
+        assert said.returncode == 1
+        (line,) = said.stderr.splitlines()
+        assert line.startswith("dispatcher: the master queue http://127.0.0.1:4566/000000000000/nowhere cannot be used")
+        assert "check DISPATCHER_MASTER_QUEUE_URL" in line
+    gone = {"DISPATCHER_DEAD_LETTER_QUEUE_URL": settings["DISPATCHER_MASTER_QUEUE_URL"] + "-dlq"}
+    said = run("dlq", "list", settings=settings | gone)
+    assert "check DISPATCHER_DEAD_LETTER_QUEUE_URL" in said.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["purge", "--yes", "--reason", ""], ["redrive", "--id", ""], ["redrive", "--all", "--id", "x"],
+     ["redrive", "--rate", "nan"], ["redrive", "--rate", "inf"], ["redrive", "--rate", "0"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_could_mean_something_else_is_refused_before_anything_is_asked(run: Run, arguments: list[str]) -> None:
+    """An empty shell variable must not drop everything."""
+    said = run("dlq", *arguments)
+    assert said.returncode == 2
+    assert "--" in said.stderr

@@ -25,7 +25,7 @@ def main() -> int:
             print(f"--- seed {seed}\n{fault}", flush=True)
             continue
         if first == last:
-            print("\n".join(told.plan))
+            print("\n".join(map(str, told.plan)))
         total.update({name: value for name, value in asdict(told).items() if isinstance(value, int | float)})
     print(
         f"{last - first + 1} stories, {failed} failed: {total['requests']} requests in {total['messages']} messages, "

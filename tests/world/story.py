@@ -30,7 +30,7 @@ class Told:
     """What came of a story."""
 
     seed: int
-    plan: list[str] = field(default_factory=list)
+    plan: list[object] = field(default_factory=list)  # spells among it: what they struck is known in the end
     requests: int = 0
     messages: int = 0
     copies: int = 0
@@ -115,7 +115,7 @@ async def _weather(world: World, random: Random, told: Told) -> None:
             most=random.choice((1, 2, 5, 1000)),
             chance=random.choice((0.2, 0.5, 1.0, 1.0)),
         )
-        told.plan.append(str(spell))
+        told.plan.append(spell)
         world.weather(spell)
 
 
@@ -160,6 +160,6 @@ def play(seed: int) -> Told:
     try:
         run_virtual(_play(seed, told))
     except AssertionError as fault:
-        plan = "\n".join(told.plan)
+        plan = "\n".join(map(str, told.plan))
         raise AssertionError(f"again: .venv/bin/python -m tests.world {seed}\n{plan}\n{fault}") from None
     return told
