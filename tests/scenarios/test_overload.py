@@ -39,6 +39,9 @@ async def test_overload_is_held_in_the_master_and_never_dumped(world: World) -> 
         await until(nothing_received, "the rest stays in the master, none of it received", within=20)
         assert (await dispatcher.get("/readyz"))[0] == 200
         assert (await dispatcher.status())["holding"]
+        # from here on workers take in bursts: what they are seen to take makes room, and may be more than they then take
+        watcher.cancel()
+        assert max(deepest.values()) <= THRESHOLD, deepest
 
         arrived: list[Arrival] = []
 
@@ -53,7 +56,6 @@ async def test_overload_is_held_in_the_master_and_never_dumped(world: World) -> 
     assert sorted(arrival.body for arrival in arrived) == bodies
     assert {arrival.text("dispatcher.attempt") for arrival in arrived} == {"1"}
     assert not await world.dead_letters()
-    assert max(deepest.values()) <= THRESHOLD, deepest
 
 
 async def test_a_full_region_of_its_own_parks_few_messages_and_stops_no_others(world: World) -> None:
