@@ -39,7 +39,7 @@ async def test_overload_is_held_in_the_master_and_never_dumped(world: World) -> 
         await until(nothing_received, "the rest stays in the master, none of it received", within=20)
         assert (await dispatcher.get("/readyz"))[0] == 200
         assert (await dispatcher.status())["holding"]
-        # from here on workers take in bursts: what they are seen to take makes room, and may be more than they then take
+        # from here on workers take in bursts: what they were seen to take makes room, and may be more than they do take
         watcher.cancel()
         assert max(deepest.values()) <= THRESHOLD, deepest
 
