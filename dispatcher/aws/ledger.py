@@ -50,7 +50,7 @@ _REFUSED_CODES = {
     "DuplicateItemException",
 }
 _MOVE_NAMES = {"#mover": "mover", "#to": "moving_to", "#until": "moving_until"}
-_PROBE_KEY = "\x00probe"  # no request has it: ids are printable
+PROBE_KEY = "\x00probe"  # no request has it: ids are printable
 
 
 class Ledger:
@@ -275,7 +275,7 @@ class Ledger:
 
     async def ping(self) -> None:
         """Return if the table answers reads; raise AwsError."""
-        await self._caller("get_item", TableName=self._table, Key={"request_id": {"S": _PROBE_KEY}})
+        await self._caller("get_item", TableName=self._table, Key={"request_id": {"S": PROBE_KEY}})
         self._learn(True)
 
     # --- claims ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.ledger import PROBE_KEY
 from dispatcher.aws.queues import read_attributes, redrive_target
 from dispatcher.errors import AwsError, Cause
 from dispatcher.model import Region
@@ -16,7 +17,7 @@ from dispatcher.settings import Settings, region_of
 
 POOL = 10
 ATTEMPTS = 2
-_NOBODY = {"request_id": {"S": "\x00probe"}}  # no request has this id
+_NOBODY = {"request_id": {"S": PROBE_KEY}}
 _ADVICE = {
     Cause.MISSING: "it does not exist: check the setting, the account and the Region",
     Cause.DENIED: "not allowed: check credentials and the task role",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from dispatcher.aws.clients import Caller, Clients
-from dispatcher.aws.ledger import read_item
+from dispatcher.aws.ledger import PROBE_KEY, read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
@@ -31,7 +31,6 @@ BATCH = 10  # SQS: messages a receive
 HIDDEN_S, HIDDEN_LONG_S = 60, 600  # while it is looked at; if we die it is back then
 WAIT_S = 1  # a long poll asks all of SQS's servers; a short one, some
 EMPTY_POLLS = 2  # in a row, and the queue counts as seen
-NOBODY = "\x00probe"  # no request has this id
 BY_SQS = "received too often without an end: SQS moved it here"
 
 
@@ -272,7 +271,7 @@ async def redriving(
         with _naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
             await read_depth(caller, settings.master_queue_url)
         with _naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
-            await read_item(table, settings.ledger_table, NOBODY)
+            await read_item(table, settings.ledger_table, PROBE_KEY)
         master = await stack.enter_async_context(SendingQueue(settings.master_queue_url, caller))
         yield Redrive(mailbox, master, table, settings, clients, wanted, again, per_second)
 

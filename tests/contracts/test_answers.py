@@ -73,7 +73,7 @@ def said(answer: Mapping[str, Any], name: str) -> set[str]:
 @given(BATCH)
 def test_a_send_is_accepted_only_if_the_answer_says_so(answer: dict[str, Any]) -> None:
     async def main() -> list[Any]:
-        async with SendingQueue("url", Answering(answer)) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", Answering(answer)) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             sends = (queue.send(Outgoing(f"{n}", {}, None)) for n in range(3))
             return await asyncio.gather(*sends, return_exceptions=True)
 
@@ -164,7 +164,7 @@ def test_a_depth_is_a_count_and_a_dead_letter_queue_has_a_url_or_it_is_a_fault(
         except AwsError:
             pass
         try:
-            found = await redrive_target(Answering(answer, url), "url")  # type: ignore[arg-type]
+            found = await redrive_target(Answering(answer, url), "url")  # type: ignore[arg-type]  # a Caller in all that is used
             assert found is None or found == url["QueueUrl"]
         except AwsError:
             pass
@@ -175,7 +175,7 @@ def test_a_depth_is_a_count_and_a_dead_letter_queue_has_a_url_or_it_is_a_fault(
 @given(some(Attributes=st.none() | st.dictionaries(TEXT.filter(bool), VALUE | some(M=st.none() | some(report=VALUE)))))
 def test_another_dispatcher_s_report_that_cannot_be_read_is_left_out(answer: dict[str, Any]) -> None:
     async def main() -> None:
-        item = FleetItem("ledger", Answering(answer), Clock())  # type: ignore[arg-type]
+        item = FleetItem("ledger", Answering(answer), Clock())  # type: ignore[arg-type]  # a Caller in all that is used
         assert item._read(answer.get("Attributes") or {}) == {}
 
     run_virtual(main())

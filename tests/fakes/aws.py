@@ -27,7 +27,7 @@ Item = dict[str, dict[str, Any]]
 def refusal(code: str, operation: str = "", status: int = 400, **more: Any) -> ClientError:
     """Return the SDK's error for an answer that says no."""
     said = {"Error": {"Code": code, "Message": "by the fake"}, "ResponseMetadata": {"HTTPStatusCode": status}, **more}
-    return ClientError(said, operation)  # type: ignore[arg-type]
+    return ClientError(said, operation)  # type: ignore[arg-type]  # the stubs know one shape of many
 
 
 @dataclass(slots=True, eq=False)

@@ -38,8 +38,6 @@ class Told:
     struck: int = 0
     kills: int = 0
     drains: int = 0
-    redriven: int = 0
-    dead_letters: int = 0
     seconds: float = 0.0
 
 
@@ -70,10 +68,9 @@ async def _play(seed: int, told: Told) -> None:
         told.requests = len(world.requests)
         told.messages = sum(len(request.message_ids) for request in world.requests.values())
         told.copies = len(world.arrived) - len(world.requests)
-        told.calls, told.struck, told.redriven = world.wire.calls, world.wire.struck, world.redriven
+        told.calls, told.struck = world.wire.calls, world.wire.struck
         told.kills = sum(process.life.dead for process in world.processes)
         told.drains = sum(process.drained_at is not None for process in world.processes) - 1
-        told.dead_letters = len(world.dead_letters.messages)
         told.seconds = world.aws.now()
         world.check()
     finally:

@@ -314,13 +314,13 @@ def test_ten_minutes_without_a_table_delete_nothing_and_spend_nothing_whatever_i
                     raise refusal(code, operation)
                 return do(region, operation, parameters)
 
-            here.aws.do = refusing  # type: ignore[method-assign]
+            here.aws.do = refusing  # type: ignore[method-assign]  # the outage
             ids = [here.submit(f"r{number}") for number in range(300)]
             await asyncio.sleep(TEN_MINUTES_S)
             assert len(here.master.messages) == 300
             assert not here.sends
             assert sum(here.spent(message_id) for message_id in ids) < 60, "intake stops at once"
-            here.aws.do = do  # type: ignore[method-assign]
+            here.aws.do = do  # type: ignore[method-assign]  # its end
             assert await here.until(lambda: not here.master.messages, 120), "and comes back by itself"
             assert {here.spent(message_id) for message_id in ids} == {1}
 

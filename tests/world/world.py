@@ -177,7 +177,6 @@ class World:
         self.writes: dict[str, list[Write]] = defaultdict(list)  # by request id
         self.ledger_trouble: list[tuple[float, Life]] = []  # calls that the weather struck
         self.violations: list[str] = []
-        self.redriven = 0
         self.cut_off = False  # a drain's deadline may have come between a send and its confirmation
         self._workers: list[asyncio.Task[None]] = []
         loop.set_exception_handler(self._met)
@@ -260,7 +259,6 @@ class World:
                 if message.message_id in request.message_ids:
                     request.message_ids.append(new)
             count += 1
-        self.redriven += count
         return count
 
     @property
