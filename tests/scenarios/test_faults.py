@@ -226,7 +226,8 @@ async def test_a_region_that_hangs_holds_up_no_other(world: World, how: How) -> 
 
         await until(most_flowed, "the others get nearly everything", within=20)
     await world.until_master_is_empty()
-    await world.assert_each_once(early + late, extra=sent_by(fault))
+    # anywhere: a machine slow enough lets leases lapse meanwhile, and a takeover passes over a Region that is out
+    await world.assert_each_once(early + late, extra=sent_by(fault), anywhere=True)
     await world.assert_accounted_for(dispatcher)
 
 
