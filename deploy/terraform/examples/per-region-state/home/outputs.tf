@@ -1,0 +1,28 @@
+output "fleet" {
+  description = "What the service of every Region needs: variable `fleet` of the root `region`."
+  value = {
+    home_region = var.home_region
+    environment = module.fleet.environment
+    task_policy = module.fleet.policies["dispatcher"]
+  }
+}
+
+output "dispatcher_environment" {
+  description = "The environment of every dispatcher command."
+  value       = module.fleet.environment
+}
+
+output "policies" {
+  description = "IAM policies for producers, workers and operators."
+  value       = module.fleet.policies
+}
+
+output "image" {
+  description = "The value of `image` of the root `region`, but for \"@sha256:…\"."
+  value       = module.registry.image
+}
+
+output "repository_url" {
+  description = "Where to push the image."
+  value       = module.registry.repository_url
+}

@@ -1,0 +1,44 @@
+variable "name" {
+  description = "Every name created begins with it."
+  type        = string
+  default     = "dispatcher"
+}
+
+variable "home_region" {
+  description = "Region of the master queue and the ledger."
+  type        = string
+}
+
+variable "regional_queues" {
+  description = "Output `queue` of the root `region` in each Region."
+  type = map(object({
+    url                   = string
+    arn                   = string
+    dead_letter_queue_arn = string
+    kms_key_arn           = string
+  }))
+}
+
+variable "regions" {
+  description = "What a dispatcher shall know of a Region beyond its queue: weight, models, overload_threshold, drain_per_second, instances."
+  type        = map(any)
+  default     = {}
+}
+
+variable "settings" {
+  description = "More of the daemon's settings for all dispatchers."
+  type        = map(string)
+  default     = {}
+}
+
+variable "deletion_protection" {
+  description = "Whether the ledger refuses to be deleted."
+  type        = bool
+  default     = true
+}
+
+variable "alarm_emails" {
+  description = "Who is told of alarms."
+  type        = set(string)
+  default     = []
+}

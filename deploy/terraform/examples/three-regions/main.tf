@@ -1,0 +1,71 @@
+# Dispatchers in three Regions, all equal, on one master queue and one ledger; a warm standby of both in us-west-2.
+
+provider "aws" {
+  region = "us-east-1"
+}
+
+variable "image" {
+  description = "Image pinned by digest; null on the first apply, which makes the registry to push to."
+  type        = string
+  default     = null
+}
+
+variable "alarm_emails" {
+  description = "Who is told of alarms."
+  type        = set(string)
+  default     = []
+}
+
+module "dispatcher" {
+  source = "../.."
+
+  home_region = "us-east-1"
+  image       = var.image
+  regions = {
+    us-east-1 = {
+      cidr               = "10.10.0.0/20"
+      availability_zones = ["us-east-1a", "us-east-1b"]
+    }
+    us-west-2 = {
+      cidr               = "10.20.0.0/20"
+      availability_zones = ["us-west-2a", "us-west-2b"]
+    }
+    eu-west-1 = {
+      cidr               = "10.30.0.0/20"
+      availability_zones = ["eu-west-1a", "eu-west-1b"]
+      models             = ["gpt-l-7b", "sd-xl"] # what its workers serve; null: every model
+    }
+  }
+  standby_region = "us-west-2"
+  alarm_emails   = var.alarm_emails
+}
+
+output "dispatcher_environment" {
+  description = "The environment of every dispatcher command."
+  value       = module.dispatcher.dispatcher_environment
+}
+
+output "image" {
+  description = "The value of var.image, but for \"@sha256:…\"."
+  value       = module.dispatcher.image
+}
+
+output "repository_url" {
+  description = "Where to push the image."
+  value       = module.dispatcher.repository_url
+}
+
+output "policies" {
+  description = "IAM policies for producers, workers and operators."
+  value       = module.dispatcher.policies
+}
+
+output "standby_environment" {
+  description = "The same with us-west-2 as home: see \"The home Region fails\" in docs/operations.md."
+  value       = module.dispatcher.standby_environment
+}
+
+output "services" {
+  description = "What Prometheus needs to find the tasks."
+  value       = module.dispatcher.services
+}

@@ -1,0 +1,44 @@
+output "dispatcher_environment" {
+  description = "The exact environment of `dispatcher run`, and of every other command: see docs/operations.md for how to export it."
+  value       = module.fleet[var.home_region].environment
+}
+
+output "standby_environment" {
+  description = "The same with the standby as home; null without one."
+  value       = one([for region, fleet in module.fleet : fleet.environment if region != var.home_region])
+}
+
+output "policies" {
+  description = "IAM policies (JSON) to attach: dispatcher, producer, operator, worker_<region>."
+  value       = module.fleet[var.home_region].policies
+}
+
+output "master_queue" {
+  description = "Where clients send requests."
+  value       = { url = module.master_queue[var.home_region].url, arn = module.master_queue[var.home_region].arn }
+}
+
+output "regional_queues" {
+  description = "Where each Region's GPU workers take requests from."
+  value       = { for region, queue in module.regional_queue : region => { url = queue.url, arn = queue.arn } }
+}
+
+output "repository_url" {
+  description = "Where to push the image."
+  value       = module.registry.repository_url
+}
+
+output "image" {
+  description = "The value of var.image, but for \"@sha256:…\"."
+  value       = module.registry.image
+}
+
+output "services" {
+  description = "For Prometheus: each Region's cluster (aws_sd_configs) and the name of its tasks in the VPC (dns_sd_configs)."
+  value       = { for region, service in module.service : region => { cluster_arn = service.cluster_arn, dns_name = service.dns_name } }
+}
+
+output "alarm_topic_arns" {
+  description = "SNS topic of each Region's alarms."
+  value       = { for region, watch in module.observability : region => watch.alarm_topic_arn }
+}
