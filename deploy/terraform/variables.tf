@@ -58,11 +58,11 @@ variable "regions" {
   }
 
   validation {
-    condition = alltrue([
-      for region in values(var.regions) : !region.dispatcher.enabled
-      || (region.cidr != null && length(coalesce(region.availability_zones, [])) > 0 && region.vpc_id == null)
-      || (region.vpc_id != null && length(coalesce(region.subnet_ids, [])) > 0 && region.cidr == null)
-    ])
+    condition = alltrue([for region in values(var.regions) : anytrue([
+      !region.dispatcher.enabled,
+      region.cidr != null && length(coalesce(region.availability_zones, [])) > 0 && region.vpc_id == null,
+      region.vpc_id != null && length(coalesce(region.subnet_ids, [])) > 0 && region.cidr == null,
+    ])])
     error_message = "A Region with a dispatcher needs either cidr and availability_zones (a VPC is made) or vpc_id and subnet_ids (it is there); without a dispatcher (dispatcher = { enabled = false }) neither."
   }
 

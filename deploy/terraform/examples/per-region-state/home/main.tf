@@ -58,7 +58,7 @@ module "registry" {
   region          = var.home_region
   name            = var.name
   kms_key_arn     = module.key.arn
-  replica_regions = setsubtract(keys(var.regional_queues), [var.home_region])
+  replica_regions = var.replicate_images ? setsubtract(keys(var.regional_queues), [var.home_region]) : []
   tags            = local.tags
 }
 

@@ -37,6 +37,12 @@ variable "deletion_protection" {
   default     = true
 }
 
+variable "replicate_images" {
+  description = "Copy images to the other Regions. One setting for the account's whole registry in the home Region: false where it is managed elsewhere."
+  type        = bool
+  default     = true
+}
+
 variable "alarm_emails" {
   description = "Who is told of alarms."
   type        = set(string)
