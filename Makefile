@@ -39,8 +39,11 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
 	compile --group emulator -o requirements/emulator.txt; \
 	compile requirements/security.in -o requirements/security.txt; \
+	compile requirements/build.in -c requirements/dev.txt -o requirements/build.txt; \
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
-	    --custom-compile-command 'make lock' --upgrade requirements/localstack.in -o requirements/localstack.txt
+	    --custom-compile-command 'make lock' --upgrade requirements/localstack.in -o requirements/localstack.txt; \
+	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
+	    --custom-compile-command 'make lock' --upgrade requirements/deploy.in -o requirements/deploy.txt
 
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -404,6 +405,47 @@ def dlq_purge(reason: str | None, request_ids: tuple[str, ...], yes: bool, confi
     sys.exit(0 if gone == len(found) else 1)
 
 
+@main.group()
+def dev() -> None:
+    """Both ends of the system, for trying it out on an emulator: requests, and workers that serve them."""
+
+
+_seed = click.option("--seed", type=int, default=1, show_default=True, help="The same seed does the same.")
+
+
+@dev.command("produce")
+@click.option("--rate", type=click.FloatRange(min=0.1, max=1000), default=20.0, show_default=True, help="A second.")
+@_seed
+@_config
+def dev_produce(rate: float, seed: int, config: Path | None) -> None:
+    """Send made-up requests to the master queue until stopped, a few duplicates and bad ones among them.
+
+    \b
+    Example: dispatcher dev produce --rate 50
+    """
+    from dispatcher.demo import dev as ends
+
+    settings = _loaded(load, config)
+    _until_stopped(lambda clients: ends.produce(settings, clients, rate, seed, _say))
+
+
+@dev.command("workers")
+@_seed
+@_config
+def dev_workers(seed: int, config: Path | None) -> None:
+    """Serve every Region's queue until stopped: half a second a request, and Spot takes GPUs back now and then.
+
+    What they serve is gone, so not on AWS itself.
+
+    \b
+    Example: dispatcher dev workers
+    """
+    from dispatcher.demo import dev as ends
+
+    settings = _loaded(load, config)
+    _until_stopped(lambda clients: ends.work(settings, clients, seed, _say))
+
+
 @main.command()
 @click.argument("scenario", default="unequal")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed brings the same arrivals.")
@@ -546,6 +588,25 @@ def _with_clients(work: Callable[[Any], Any]) -> Any:
         return asyncio.run(inside())
     except (AwsError, DispatcherError) as fault:
         _fail(str(fault))
+
+
+def _until_stopped(work: Callable[[Any], Any]) -> None:
+    """`work` has no end but SIGTERM and SIGINT, which are its good one."""
+
+    async def stoppable(clients: Any) -> None:
+        working = asyncio.ensure_future(work(clients))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+        try:
+            await working
+        except asyncio.CancelledError:
+            _say("stopped")
+
+    _with_clients(stoppable)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _messages(count: int) -> str:

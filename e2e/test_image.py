@@ -1,4 +1,4 @@
-"""The image as an orchestrator would run it: read-only, no capabilities, not root; it dispatches, and drains on SIGTERM.
+"""The image as an orchestrator runs it: read-only, no capabilities, not root; it dispatches, and drains on SIGTERM.
 
 `make image` builds it and says by ENGINE, IMAGE and IMAGE_BASE what to try.
 """

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -38,7 +39,8 @@ class Gpus:
                     continue
                 gone = len(deliveries) - max(0, self.workers - len(self._busy))  # taken back while they polled
                 for delivery in deliveries[:gone] if gone > 0 else ():
-                    await self.queue.keep_invisible(delivery, 0)
+                    with suppress(AwsError):
+                        await self.queue.keep_invisible(delivery, 0)
                 for delivery in deliveries[max(0, gone) :]:
                     task = group.create_task(self._serve(delivery))
                     self._busy[task] = delivery
@@ -59,7 +61,8 @@ class Gpus:
         for task, _ in victims:  # all of them before the first await, or one may finish in between
             task.cancel()
         for _, delivery in victims:
-            await self.queue.keep_invisible(delivery, 0)
+            with suppress(AwsError):  # it returns when its visibility ends
+                await self.queue.keep_invisible(delivery, 0)
         return len(victims)
 
     async def _serve(self, delivery: Delivery) -> None:
@@ -69,7 +72,8 @@ class Gpus:
         if task is not None:
             self._idle(task)  # too late for an interruption to hand it back
         self.served(self.region, delivery, began)
-        await self.queue.acknowledge(delivery)
+        with suppress(AwsError):  # it comes again then, as to any worker
+            await self.queue.acknowledge(delivery)
 
     def _idle(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

@@ -1,0 +1,72 @@
+"""What a reader of every block would look for. `make check-deploy` has Terraform itself validate and test the tree."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.conftest import ROOT
+
+TREE = ROOT / "deploy/terraform"
+FILES = sorted(path for path in TREE.rglob("*.tf") if ".terraform" not in path.parts)
+GLOBAL = re.compile(r"aws_(iam_\w+|caller_identity|partition)$")
+"""They have no Region."""
+FLAGS = re.MULTILINE | re.DOTALL
+
+
+def blocks(text: str) -> Iterator[tuple[str, str, str]]:
+    """Every top-level resource and data block: its type, name and text, as `terraform fmt` lays them out."""
+    yield from re.findall(r'^(?:resource|data) "(\w+)" "(\w+)" \{\n(.*?)^\}', text, FLAGS)
+    for kind, name in re.findall(r'^(?:resource|data) "(\w+)" "(\w+)" \{\}$', text, FLAGS):
+        yield kind, name, ""
+
+
+def without_region(text: str) -> list[str]:
+    """Blocks that would land in the provider's Region, whatever was meant; and global ones that name a Region."""
+    return [
+        f"{kind}.{name}"
+        for kind, name, body in blocks(text)
+        if kind.startswith("aws_") and bool(re.search(r"^  region\s+=", body, re.MULTILINE)) == bool(GLOBAL.match(kind))
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(TREE)) for path in FILES])
+def test_every_block_says_its_region_unless_it_is_global(path: Path) -> None:
+    assert without_region(path.read_text()) == []
+
+
+def test_a_block_without_region_is_found() -> None:
+    forgotten = 'resource "aws_sqs_queue" "q" {\n  name = "q"\n}\ndata "aws_caller_identity" "this" {}\n'
+    assert without_region(forgotten) == ["aws_sqs_queue.q"]
+    assert without_region('resource "aws_iam_role" "r" {\n  region = "x"\n}\n') == ["aws_iam_role.r"]
+
+
+def test_something_is_looked_at() -> None:
+    seen = [kind for path in FILES for kind, _, _ in blocks(path.read_text())]
+    assert len(seen) > 50
+    assert len(seen) == sum(len(re.findall(r'^(?:resource|data) "', path.read_text(), re.MULTILINE)) for path in FILES)
+
+
+def test_modules_leave_the_provider_to_the_caller() -> None:
+    configure = {path for path in FILES if re.search(r'^provider "', path.read_text(), FLAGS)}
+    assert configure
+    assert all(TREE / "examples" in path.parents for path in configure)
+
+
+@pytest.mark.parametrize("kind", ["variable", "output"])
+def test_every_variable_and_output_is_described(kind: str) -> None:
+    for path in FILES:
+        for name, body in re.findall(rf'^{kind} "(\w+)" \{{(.*?)^\}}', path.read_text(), FLAGS):
+            assert re.search(r"^  description\s+= ", body, re.MULTILINE), f"{path}: {name}"
+            assert kind == "output" or re.search(r"^  type\s+= ", body, re.MULTILINE), f"{path}: {name}"
+
+
+def test_every_module_and_the_root_have_tests() -> None:
+    for folder in [TREE, *(TREE / "modules").iterdir()]:
+        assert list((folder / "tests").glob("*.tftest.hcl")), folder
+
+
+def test_no_lock_file_and_no_state_is_kept() -> None:
+    kept = [path for path in TREE.rglob("*") if "states" not in path.parts]
+    assert [path for path in kept if path.name == ".terraform.lock.hcl" or ".tfstate" in path.name] == []
