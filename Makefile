@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTHON_VERSION := $(shell cat .python-version)
 
 help:  ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready .venv-emulator/.ready  ## Make .venv (with .venv/bin/dispatcher) and the emulator's environment
 
@@ -26,7 +26,22 @@ types: setup  ## mypy, strict
 layers: setup  ## Imports point one way
 	@$(BIN)/lint-imports --no-cache | tail -n 8
 
-check: lint types layers test  ## What CI runs
+check: lint types layers check-deploy test  ## What CI runs
+
+check-deploy: setup .venv-deploy/.ready  ## Terraform, Dockerfile, compose, alerts, dashboards: all that needs no account
+	@.ci/tools && .ci/deploy
+
+image: ## Build the image and try it: read-only, no capabilities, SIGTERM; with Docker, or as root on Debian without
+	@.ci/image $(ARGS)
+
+compose:  ## Start docker-compose.yml for real where containers run
+	@.ci/compose $(ARGS)
+
+e2e-prometheus: setup  ## A real Prometheus on real dispatchers: rules load, dashboards answer, outages ring
+	@.ci/tools && $(BIN)/pytest -q -s e2e/test_prometheus.py $(ARGS)
+
+e2e-terraform: setup  ## Apply the per-Region roots to an emulator, and run the daemon with what they print (six minutes)
+	@$(BIN)/pytest -q -s e2e/test_terraform.py $(ARGS)
 
 fmt: setup  ## Format and fix
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
@@ -69,7 +84,7 @@ sbom: .venv-security/.ready  ## Software bill of materials, CycloneDX: build/sbo
 	    --output-reproducible --of JSON -o build/sbom.json && echo "sbom: build/sbom.json"
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf .venv .venv-deploy .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
 # uv installs the rest quickly; it is itself installed by pip, by hash. Python comes from .python-version.
 .uv/.ready: requirements/bootstrap.txt
@@ -93,4 +108,9 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-security
 	@VIRTUAL_ENV=.venv-security $(UV) pip install --quiet --require-hashes -r requirements/security.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check fmt lock duel chaos soak conformance mutants audit sbom clean
+.venv-deploy/.ready: .uv/.ready requirements/deploy.txt
+	@echo "setup: .venv-deploy (checkov, hadolint)"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-deploy
+	@VIRTUAL_ENV=.venv-deploy $(UV) pip install --quiet --require-hashes -r requirements/deploy.txt && touch $@
+
+.PHONY: help setup demo test lint types layers check check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean

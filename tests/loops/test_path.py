@@ -120,8 +120,8 @@ def test_two_crashes_at_any_awaits_lose_nothing_and_spend_no_third_receive_in_va
             assert len({arrival.region for arrival in here.arrivals}) == 1
 
     points = _points(USUAL) + 4
-    for fatal in range(4, points, 3):
-        for second_fatal in range(4, points, 2):
+    for fatal in range(4, points, 4):  # the world's stories (tests/world) have all the others
+        for second_fatal in range(4, points, 3):
             run_virtual(story(fatal, second_fatal))
 
 
@@ -149,7 +149,7 @@ def _plan(here: World, operation: str, trouble: str, number: int) -> None:
         faults.on(operation, _troubles(here.terms.send_timeout_s)[trouble], number)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     crashes=st.lists(CRASH, max_size=4),
     faults=st.lists(FAULT, max_size=6),
