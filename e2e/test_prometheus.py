@@ -103,10 +103,11 @@ def watching(folder: Path, targets: list[str]) -> Iterator[tuple[str, str]]:
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     for path in (ROOT / "deploy/prometheus").glob("*.rules.yml"):
         text = re.sub(r"for: (\d+)m", lambda m: f"for: {int(m[1]) * 60 // PATIENCE}s", path.read_text())
-        (folder / path.name).write_text(re.sub(r"for: 1h", f"for: {3600 // PATIENCE}s", text))
+        text = text.replace("for: 1h", f"for: {3600 // PATIENCE}s").replace("interval: 30s", "interval: 1s")
+        (folder / path.name).write_text(text)
     with ExitStack() as stack:
         alertmanager = [
-            program("prometheus-alertmanager", "alertmanager"),
+            program("alertmanager", "prometheus-alertmanager"),
             f"--config.file={ROOT}/deploy/alertmanager/alertmanager.yml",
             f"--storage.path={folder}/alertmanager",
             f"--web.listen-address={HOST}:{ports[1]}",
@@ -130,7 +131,7 @@ async def test_rules_dashboards_and_alerts_on_a_real_prometheus(world: World, tm
 
         async def scraped() -> bool:
             try:
-                return len(await watch.query('up{job="dispatcher"} == 1')) == 2
+                return await watch.routed() is not None and len(await watch.query('up{job="dispatcher"} == 1')) == 2
             except aiohttp.ClientError:
                 return False
 
