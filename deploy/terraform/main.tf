@@ -5,6 +5,7 @@ locals {
   homes       = toset(compact([var.home_region, var.standby_region]))
   dispatchers = { for region, rules in var.regions : region => rules if rules.dispatcher.enabled && var.image != null }
   own_vpcs    = { for region, rules in var.regions : region => rules if rules.dispatcher.enabled && rules.cidr != null }
+  active_home = var.failed_over ? var.standby_region : var.home_region
   tags        = merge({ Application = var.name }, var.tags)
 }
 
@@ -123,8 +124,8 @@ module "service" {
   region                   = each.key
   name                     = var.name
   image                    = replace(var.image, "{region}", each.key)
-  environment              = module.fleet[var.home_region].environment
-  task_policy              = module.fleet[var.home_region].policies["dispatcher"]
+  environment              = module.fleet[local.active_home].environment
+  task_policies            = { for region, fleet in module.fleet : region => fleet.policies["dispatcher"] } # IAM may be out when a home is
   http_token_secret_arn    = each.value.dispatcher.http_token_secret_arn
   vpc_id                   = each.value.cidr != null ? module.network[each.key].vpc_id : each.value.vpc_id
   subnet_ids               = each.value.cidr != null ? module.network[each.key].subnet_ids : each.value.subnet_ids
@@ -134,7 +135,7 @@ module "service" {
   memory                   = each.value.dispatcher.memory
   min_tasks                = each.value.dispatcher.min_tasks
   max_tasks                = each.value.dispatcher.max_tasks
-  backlog_queue_name       = each.key == var.home_region ? "${var.name}-master" : null
+  backlog_queue_name       = each.key == local.active_home ? "${var.name}-master" : null
   kms_key_arn              = module.key[each.key].arn
   log_retention_days       = var.log_retention_days
   alarm_topic_arn          = module.observability[each.key].alarm_topic_arn

@@ -1,21 +1,16 @@
 output "dispatcher_environment" {
   description = "The exact environment of `dispatcher run`, and of every other command: see docs/operations.md for how to export it."
-  value       = module.fleet[var.home_region].environment
-}
-
-output "standby_environment" {
-  description = "The same with the standby as home; null without one."
-  value       = one([for region, fleet in module.fleet : fleet.environment if region != var.home_region])
+  value       = module.fleet[local.active_home].environment
 }
 
 output "policies" {
-  description = "IAM policies (JSON) to attach: dispatcher, producer, operator, worker_<region>."
-  value       = module.fleet[var.home_region].policies
+  description = "IAM policies (JSON) to attach, by home (producers need the standby's, too): dispatcher, producer, operator, worker_<region>."
+  value       = { for region, fleet in module.fleet : region => fleet.policies }
 }
 
-output "master_queue" {
-  description = "Where clients send requests."
-  value       = { url = module.master_queue[var.home_region].url, arn = module.master_queue[var.home_region].arn }
+output "master_queues" {
+  description = "Where clients send requests: at home, and at the standby while it is home."
+  value       = { for region, queue in module.master_queue : region => { url = queue.url, arn = queue.arn } }
 }
 
 output "regional_queues" {

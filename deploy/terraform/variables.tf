@@ -108,6 +108,17 @@ variable "standby_region" {
   }
 }
 
+variable "failed_over" {
+  description = "Dispatchers take from the standby instead of home. By hand, never by itself."
+  type        = bool
+  default     = false
+
+  validation {
+    condition     = !var.failed_over || var.standby_region != null
+    error_message = "There is no standby_region to fail over to."
+  }
+}
+
 variable "max_receive_count" {
   description = "Receives after which a message goes to the dead-letter queue."
   type        = number

@@ -48,7 +48,7 @@ run "speaks_the_daemons_settings" {
   }
 
   assert {
-    condition     = output.standby_environment == null
+    condition     = keys(output.master_queues) == ["us-east-1"] && keys(output.policies) == ["us-east-1"]
     error_message = "no standby unless asked for"
   }
 }
@@ -66,9 +66,43 @@ run "has_a_standby_when_asked" {
   }
 
   assert {
-    condition     = output.standby_environment.DISPATCHER_HOME_REGION == "us-west-2" && output.standby_environment.DISPATCHER_LEDGER_TABLE == "dispatcher-ledger"
-    error_message = "the standby's environment"
+    condition     = output.dispatcher_environment.DISPATCHER_HOME_REGION == "us-east-1"
+    error_message = "home is home until somebody says otherwise"
   }
+
+  assert {
+    condition     = strcontains(output.policies["us-west-2"]["dispatcher"], "arn:aws:dynamodb:us-west-2:123456789012:table/dispatcher-ledger")
+    error_message = "rights to the replica are there before they are needed"
+  }
+}
+
+run "fails_over_by_one_variable" {
+  command = plan
+
+  variables {
+    standby_region = "us-west-2"
+    failed_over    = true
+  }
+
+  assert {
+    condition     = output.dispatcher_environment.DISPATCHER_HOME_REGION == "us-west-2" && output.dispatcher_environment.DISPATCHER_LEDGER_TABLE == "dispatcher-ledger"
+    error_message = "the standby is home"
+  }
+
+  assert {
+    condition     = toset(keys(module.master_queue)) == toset(["us-east-1", "us-west-2"])
+    error_message = "and nothing of the old home is touched"
+  }
+}
+
+run "refuses_to_fail_over_to_nowhere" {
+  command = plan
+
+  variables {
+    failed_over = true
+  }
+
+  expect_failures = [var.failed_over]
 }
 
 run "has_no_service_before_there_is_an_image" {

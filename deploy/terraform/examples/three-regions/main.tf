@@ -16,6 +16,12 @@ variable "alarm_emails" {
   default     = []
 }
 
+variable "failed_over" {
+  description = "us-west-2 is home: see \"The home Region fails\" in docs/operations.md."
+  type        = bool
+  default     = false
+}
+
 module "dispatcher" {
   source = "../.."
 
@@ -37,6 +43,7 @@ module "dispatcher" {
     }
   }
   standby_region = "us-west-2"
+  failed_over    = var.failed_over
   alarm_emails   = var.alarm_emails
 }
 
@@ -58,11 +65,6 @@ output "repository_url" {
 output "policies" {
   description = "IAM policies for producers, workers and operators."
   value       = module.dispatcher.policies
-}
-
-output "standby_environment" {
-  description = "The same with us-west-2 as home: see \"The home Region fails\" in docs/operations.md."
-  value       = module.dispatcher.standby_environment
 }
 
 output "services" {

@@ -47,9 +47,10 @@ resource "aws_iam_role" "task" {
 }
 
 resource "aws_iam_role_policy" "task" {
-  name   = "dispatch"
-  role   = aws_iam_role.task.name
-  policy = var.task_policy
+  for_each = var.task_policies
+  name     = each.key
+  role     = aws_iam_role.task.name
+  policy   = each.value
 }
 
 resource "aws_iam_role" "execution" {

@@ -28,9 +28,9 @@ variable "environment" {
   type        = map(string)
 }
 
-variable "task_policy" {
-  description = "What the daemon may do (JSON): the output of the module fleet."
-  type        = string
+variable "task_policies" {
+  description = "What the daemon may do: names and policies (JSON), the output of the module fleet for each possible home."
+  type        = map(string)
 }
 
 variable "http_token_secret_arn" {

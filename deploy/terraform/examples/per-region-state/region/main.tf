@@ -61,7 +61,7 @@ module "service" {
   name               = var.name
   image              = replace(var.image, "{region}", var.region)
   environment        = var.fleet.environment
-  task_policy        = var.fleet.task_policy
+  task_policies      = var.fleet.task_policies
   vpc_id             = module.network[0].vpc_id
   subnet_ids         = module.network[0].subnet_ids
   backlog_queue_name = var.fleet.home_region == var.region ? "${var.name}-master" : null

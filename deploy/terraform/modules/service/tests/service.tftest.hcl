@@ -4,14 +4,14 @@ mock_provider "aws" {
 }
 
 variables {
-  region      = "us-west-2"
-  name        = "dispatcher"
-  image       = "123456789012.dkr.ecr.us-west-2.amazonaws.com/dispatcher@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-  environment = { DISPATCHER_HOME_REGION = "us-east-1" }
-  task_policy = "{\"Version\":\"2012-10-17\",\"Statement\":[]}"
-  vpc_id      = "vpc-1"
-  subnet_ids  = ["subnet-1", "subnet-2"]
-  kms_key_arn = "arn:aws:kms:us-west-2:123456789012:key/1"
+  region        = "us-west-2"
+  name          = "dispatcher"
+  image         = "123456789012.dkr.ecr.us-west-2.amazonaws.com/dispatcher@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+  environment   = { DISPATCHER_HOME_REGION = "us-east-1" }
+  task_policies = { us-east-1 = "{\"Version\":\"2012-10-17\",\"Statement\":[]}" }
+  vpc_id        = "vpc-1"
+  subnet_ids    = ["subnet-1", "subnet-2"]
+  kms_key_arn   = "arn:aws:kms:us-west-2:123456789012:key/1"
 }
 
 run "runs_a_container_that_can_do_nothing_else" {
