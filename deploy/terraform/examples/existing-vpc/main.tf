@@ -26,11 +26,18 @@ variable "scraper_cidrs" {
   default     = []
 }
 
+variable "deletion_protection" {
+  description = "Whether the ledger refuses to be deleted."
+  type        = bool
+  default     = true
+}
+
 module "dispatcher" {
   source = "../.."
 
-  home_region = "us-east-1"
-  image       = var.image
+  home_region         = "us-east-1"
+  image               = var.image
+  deletion_protection = var.deletion_protection
   regions = {
     us-east-1 = {
       vpc_id     = var.vpc_id

@@ -10,11 +10,18 @@ variable "image" {
   default     = null
 }
 
+variable "deletion_protection" {
+  description = "Whether the ledger refuses to be deleted."
+  type        = bool
+  default     = true
+}
+
 module "dispatcher" {
   source = "../.."
 
-  home_region = "us-east-1"
-  image       = var.image
+  home_region         = "us-east-1"
+  image               = var.image
+  deletion_protection = var.deletion_protection
   regions = {
     us-east-1 = {
       cidr               = "10.10.0.0/20"

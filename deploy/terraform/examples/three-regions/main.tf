@@ -22,11 +22,18 @@ variable "failed_over" {
   default     = false
 }
 
+variable "deletion_protection" {
+  description = "Whether the ledger refuses to be deleted."
+  type        = bool
+  default     = true
+}
+
 module "dispatcher" {
   source = "../.."
 
-  home_region = "us-east-1"
-  image       = var.image
+  home_region         = "us-east-1"
+  image               = var.image
+  deletion_protection = var.deletion_protection
   regions = {
     us-east-1 = {
       cidr               = "10.10.0.0/20"
@@ -70,4 +77,14 @@ output "policies" {
 output "services" {
   description = "What Prometheus needs to find the tasks."
   value       = module.dispatcher.services
+}
+
+output "regional_queues" {
+  description = "Where each Region's GPU workers take requests from."
+  value       = module.dispatcher.regional_queues
+}
+
+output "master_queues" {
+  description = "Where clients send requests."
+  value       = module.dispatcher.master_queues
 }
