@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +13,7 @@ import pytest
 
 from dispatcher.demo.cloud import free_port
 from tests.scenarios.conftest import Run
-from tests.scenarios.world import REGIONS, World, request, requests
+from tests.scenarios.world import REGIONS, World, request, requests, until
 
 
 @pytest.fixture
@@ -178,3 +181,48 @@ async def test_what_is_recorded_of_a_live_system_can_be_simulated(world: World, 
     played = run("simulate", "recorded", "--file", str(file), "--json")
     assert played.returncode == 0, played.stderr
     assert json.loads(played.stdout)["policies"]["projected-wait"]["messages"] > 0
+
+
+@pytest.mark.parametrize("end", ["produce", "workers"])
+def test_neither_end_for_trying_out_touches_aws_itself(run: Run, provisioned: dict[str, str], end: str) -> None:
+    aws = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    refused = run("dev", end, on=None, settings=provisioned | aws)
+    assert refused.returncode == 1
+    assert "amazonaws.com is AWS itself" in refused.stderr
+
+
+async def test_both_ends_for_trying_out_send_and_serve_until_they_are_stopped(world: World, tmp_path: Path) -> None:
+    environment = {**os.environ, **world.cloud.environment, **world.resources.environment()}
+
+    def start(*arguments: str) -> "subprocess.Popen[bytes]":
+        with (tmp_path / f"{arguments[0]}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dispatcher", "dev", *arguments], env=environment, stdout=log, stderr=log
+            )
+
+    dispatcher = await world.start()
+    producer, workers = start("produce", "--rate", "60"), start("workers")
+    try:
+
+        async def dispatched() -> float:
+            return (await dispatcher.metrics()).total("dispatched_total")
+
+        async def many() -> bool:
+            return await dispatched() > 100
+
+        async def all_served() -> bool:
+            counts = [await world.counts(region, world.regional(region)) for region in REGIONS]
+            return not any(map(sum, counts))
+
+        await until(many, "a hundred dispatched")
+        producer.terminate()
+        assert await asyncio.to_thread(producer.wait, 20) == 0
+        await world.until_master_is_empty()
+        await until(all_served, "every queue is empty")
+        workers.terminate()
+        assert await asyncio.to_thread(workers.wait, 20) == 0
+        assert (await dispatcher.metrics()).total("messages_total", outcome="rejected") > 0  # bad ones are among them
+        assert "stopped" in (tmp_path / "workers.log").read_text()
+    finally:
+        producer.kill()
+        workers.kill()
