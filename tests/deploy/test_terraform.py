@@ -62,8 +62,8 @@ def test_every_variable_and_output_is_described(kind: str) -> None:
             assert kind == "output" or re.search(r"^  type\s+= ", body, re.MULTILINE), f"{path}: {name}"
 
 
-def test_every_module_and_the_root_have_tests() -> None:
-    for folder in [TREE, *(TREE / "modules").iterdir()]:
+def test_every_module_root_and_example_has_tests() -> None:
+    for folder in {path.parent for path in FILES}:
         assert list((folder / "tests").glob("*.tftest.hcl")), folder
 
 

@@ -34,7 +34,7 @@ locals {
   regional_letters = [for queue in var.regional_queues : queue.dead_letter_queue_arn]
 
   keys = { for services in [["sqs"], ["sqs", "dynamodb"]] : join("+", services) => [
-    for arns in [sort(var.kms_key_arns)] : {
+    for arns in [var.kms_key_arns] : {
       Sid       = "UseKeys"
       Effect    = "Allow"
       Action    = ["kms:Decrypt", "kms:GenerateDataKey"] # a sender needs both

@@ -34,7 +34,7 @@ variable "regional_queues" {
 
 variable "kms_key_arns" {
   description = "Keys of all these queues and of the table."
-  type        = set(string)
+  type        = list(string)
 }
 
 variable "settings" {

@@ -68,7 +68,7 @@ module "fleet" {
   home_region     = var.home_region
   master_queue    = module.master_queue
   ledger          = module.ledger
-  regional_queues = { for region, queue in var.regional_queues : region => merge(queue, lookup(var.regions, region, {})) }
+  regional_queues = { for region, queue in var.regional_queues : region => merge(queue, try(var.regions[region], {})) }
   kms_key_arns    = concat([module.key.arn], [for queue in var.regional_queues : queue.kms_key_arn])
   settings        = var.settings
 }

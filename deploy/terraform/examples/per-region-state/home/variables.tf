@@ -21,8 +21,14 @@ variable "regional_queues" {
 
 variable "regions" {
   description = "What a dispatcher shall know of a Region beyond its queue: weight, models, overload_threshold, drain_per_second, instances."
-  type        = map(any)
-  default     = {}
+  type = map(object({
+    weight             = optional(number)
+    models             = optional(list(string))
+    overload_threshold = optional(number)
+    drain_per_second   = optional(number)
+    instances          = optional(number)
+  }))
+  default = {}
 }
 
 variable "settings" {
