@@ -76,19 +76,47 @@ async def run(*argv: str, environment: dict[str, str], within: float = 900.0) ->
     return out.decode()
 
 
-@pytest.mark.timeout(1200)
-async def test_what_terraform_applies_is_what_the_daemon_runs_on(cloud: Cloud, tmp_path: Path) -> None:
-    tree = tmp_path / "terraform"
-    shutil.copytree(ROOT / "deploy/terraform", tree, ignore=shutil.ignore_patterns("states", ".terraform"))
-    assert without_regions(tree) > 40
-    roots = tree / "examples/per-region-state"
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of deploy/terraform for the provider that is here."""
+    copy = tmp_path / "terraform"
+    shutil.copytree(ROOT / "deploy/terraform", copy, ignore=shutil.ignore_patterns("states", ".terraform"))
+    assert without_regions(copy) > 40
+    return copy
+
+
+def on(cloud: Cloud) -> dict[str, str]:
+    """The environment of Terraform and of the commands."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DISPATCHER_", "TF_"))}
-    environment = {
+    return {
         **outside,
         **cloud.environment,
         "AWS_ACCESS_KEY_ID": "000000000000",
         "CHECKPOINT_DISABLE": "1",
         "TF_CLI_ARGS_init": f"-plugin-dir={PLUGINS}",
+    }
+
+
+@pytest.mark.parametrize("example", ["single-region", "three-regions", "existing-vpc"])
+async def test_the_provider_plans_every_resource_of_a_first_apply(cloud: Cloud, tree: Path, example: str) -> None:
+    """Services and all: it refuses values that a schema does not know, and what must be known before the apply."""
+    folder = f"-chdir={tree}/examples/{example}"
+    environment = on(cloud) | {
+        "TF_VAR_image": "123456789012.dkr.ecr.{region}.amazonaws.com/dispatcher@sha256:" + 64 * "0",
+        "TF_VAR_vpc_id": "vpc-1",
+        "TF_VAR_subnet_ids": '["subnet-1", "subnet-2"]',
+    }
+    await run("terraform", folder, "init", "-input=false", environment=environment)
+    planned = await run("terraform", folder, "plan", "-input=false", "-no-color", environment=environment)
+    (line,) = re.findall(r"^Plan: (\d+) to add, 0 to change, 0 to destroy", planned, re.MULTILINE)
+    print(f"{example}: {line} resources")
+    assert "aws_ecs_service.this" in planned
+
+
+@pytest.mark.timeout(1200)
+async def test_what_terraform_applies_is_what_the_daemon_runs_on(cloud: Cloud, tree: Path, tmp_path: Path) -> None:
+    roots = tree / "examples/per-region-state"
+    environment = on(cloud) | {
         "TERRAFORM_ARGS": "-auto-approve -no-color",
         "TF_VAR_replicate_images": "false",  # the emulator knows no replication
     }
