@@ -375,7 +375,7 @@ class App:
                     variable = f"DISPATCHER_REGIONS[{region}]"
                     raise StartError(f"the queue {url} does not exist in {region}{wrong}; check {variable}") from fault
                 log.warning(
-                    "start.region_unreachable", region=region, fault=str(fault), hint="it gets nothing until read"
+                    "start.region_unreachable", region=region, fault=str(fault), hint="it gets only probes until read"
                 )
 
         asked = [ask(region, url) for region, rules in self.settings.regions.items() for url in rules.queue_urls]

@@ -123,6 +123,12 @@ async def test_what_terraform_applies_is_what_the_daemon_runs_on(cloud: Cloud, t
     print("applying four roots: some five minutes, most of it the provider's waiting for SQS")
     printed = await run(str(roots / "apply"), REGIONS[0], *REGIONS, environment=environment)
     settings: dict[str, str] = json.loads(printed)
+
+    # again, as after a Region was lost: it is left alone and stays in the fleet
+    shutil.rmtree(roots / "states" / REGIONS[2])
+    (roots / f"{REGIONS[2]}.tfbackend").write_text('path = "/nowhere/to/be/found"\n')
+    again = await run(str(roots / "apply"), REGIONS[0], *REGIONS, environment=environment | {"SKIP": REGIONS[2]})
+    assert json.loads(again) == settings
     assert set(json.loads(settings["DISPATCHER_REGIONS"])) == set(REGIONS)
 
     dispatcher = [sys.executable, "-m", "dispatcher"]

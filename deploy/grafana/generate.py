@@ -56,15 +56,18 @@ def stat(title: str, unit: str, description: str, expression: str, *thresholds: 
     )
 
 
-GOOD_TO_BAD = ((None, "green"), (1.0, "red"))
+GOOD_TO_BAD = ((None, "green"), (1, "red"))
+BAD_TO_GOOD = ((None, "red"), (1, "green"))
+USUAL_TO_RARE = ((None, "transparent"), (1, "blue"))
 REGION, INSTANCE = "{{target_region}}", "{{region}} {{instance}}"
 
 OVERVIEW = [
     stat(
         "Error budget left",
         "percentunit",
-        "Of the 0.1 % of messages that may fail in 30 days. Below 0 the objective is missed.",
-        f"1 - avg_over_time(dispatcher:sli_error:ratio_rate1h[30d]) / {OBJECTIVE}",
+        "Of the 0.1 % of messages that may fail in 30 days (or as long as Prometheus keeps). Below 0: missed.",
+        '1 - (sum(increase(dispatcher_messages_total{outcome="failed"}[30d])) or vector(0))'
+        f" / (sum(increase(dispatcher_messages_total[30d])) > 0) / {OBJECTIVE}",
         (None, "red"),
         (0.25, "orange"),
         (0.5, "green"),
@@ -265,9 +268,10 @@ REGIONS = [
     Panel(
         "Eligible",
         "bool_yes_no",
-        "When each Region could get messages. /status has the reason in words when it could not.",
+        "Green while a Region could get messages; /status has the reason in words when it could not.",
         ((f"max by (target_region) (dispatcher_region_eligible{{{THERE}}})", REGION),),
         "state-timeline",
+        thresholds=BAD_TO_GOOD,
     ),
     Panel(
         "Capacity left, and stalls",
@@ -360,9 +364,10 @@ LEDGER = [
     Panel(
         "Breakers",
         "bool_yes_no",
-        "Whether any dispatcher holds off calls to the ledger or to a Region.",
+        "Red while any dispatcher holds off calls to the ledger or to a Region.",
         ((f"max by (dependency) (dispatcher_breaker_open{{{MINE}}})", "{{dependency}}"),),
         "state-timeline",
+        thresholds=GOOD_TO_BAD,
     ),
 ]
 
@@ -418,6 +423,7 @@ PROCESS = [
             (f"max by (region, instance) (dispatcher_draining{{{MINE}}})", INSTANCE + " draining"),
         ),
         "state-timeline",
+        thresholds=USUAL_TO_RARE,
     ),
     Panel(
         "Age of processes",
@@ -459,6 +465,7 @@ def rendered(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
             "defaults": {
                 "unit": panel.unit,
                 "custom": custom,
+                "color": {"mode": "thresholds" if panel.kind in ("stat", "state-timeline") else "palette-classic"},
                 "thresholds": {
                     "mode": "absolute",
                     "steps": [{"value": value, "color": color} for value, color in panel.thresholds],
@@ -551,7 +558,7 @@ def dashboard(name: str, panels: Iterable[Panel]) -> dict[str, Any]:
                     "datasource": DATASOURCE,
                     "enable": True,
                     "iconColor": "blue",
-                    "expr": 'changes(process_start_time_seconds{job="$job"}[1m]) > 0',
+                    "expr": 'time() - process_start_time_seconds{job="$job"} < 60',
                     "titleFormat": "started",
                 }
             ]

@@ -5,6 +5,7 @@ locals {
   homes       = toset(compact([var.home_region, var.standby_region]))
   dispatchers = { for region, rules in var.regions : region => rules if rules.dispatcher.enabled && var.image != null }
   own_vpcs    = { for region, rules in var.regions : region => rules if rules.dispatcher.enabled && rules.cidr != null }
+  registries  = toset(concat([var.home_region], [for region, rules in var.regions : region if rules.dispatcher.enabled]))
   active_home = var.failed_over ? var.standby_region : var.home_region
   tags        = merge({ Application = var.name }, var.tags)
 }
@@ -92,12 +93,13 @@ module "fleet" {
 }
 
 module "registry" {
-  source = "./modules/registry"
+  source   = "./modules/registry"
+  for_each = local.registries
 
-  region          = var.home_region
+  region          = each.key
   name            = var.name
-  kms_key_arn     = module.key[var.home_region].arn
-  replica_regions = var.replicate_images ? setsubtract([for region, rules in var.regions : region if rules.dispatcher.enabled], [var.home_region]) : []
+  kms_key_arn     = module.key[each.key].arn
+  replica_regions = each.key == var.home_region && var.replicate_images ? setsubtract(local.registries, [var.home_region]) : []
   tags            = local.tags
 }
 

@@ -14,18 +14,18 @@ output "master_queues" {
 }
 
 output "regional_queues" {
-  description = "Where each Region's GPU workers take requests from."
-  value       = { for region, queue in module.regional_queue : region => { url = queue.url, arn = queue.arn } }
+  description = "Where each Region's GPU workers take requests from, and where what they give up goes."
+  value       = { for region, queue in module.regional_queue : region => { url = queue.url, arn = queue.arn, dead_letter_queue_arn = queue.dead_letter_queue_arn } }
 }
 
 output "repository_url" {
   description = "Where to push the image."
-  value       = module.registry.repository_url
+  value       = module.registry[var.home_region].repository_url
 }
 
 output "image" {
   description = "The value of var.image, but for \"@sha256:…\"."
-  value       = module.registry.image
+  value       = module.registry[var.home_region].image
 }
 
 output "services" {

@@ -6,9 +6,11 @@
 import json
 from typing import Any
 
+import click
 import pytest
 
 from dispatcher.aws.provision import Resources
+from dispatcher.cli import main
 from dispatcher.model import Region
 from dispatcher.settings import Settings
 from tests.deploy.conftest import ROOT, load
@@ -85,3 +87,31 @@ def test_prometheus_looks_where_compose_puts_things() -> None:
     (alertmanager,) = config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
     assert alertmanager.split(":")[0] in SERVICES
     assert (ROOT / "deploy/alertmanager/alertmanager.yml").exists()
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_every_command_is_one_of_ours(name: str) -> None:
+    command: Any = main
+    for word in SERVICES[name].get("command", []):
+        if isinstance(command, click.Group):
+            command = command.commands[word]
+        elif word.startswith("--"):
+            assert word in {option for parameter in command.params for option in parameter.opts}
+
+
+def test_whoever_looks_at_grafana_may_look_and_no_more() -> None:
+    said = SERVICES["grafana"]["environment"]
+    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert said["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+
+
+@every
+def test_everything_mounted_is_there(name: str) -> None:
+    for volume in SERVICES[name].get("volumes", []):
+        assert (ROOT / volume.split(":")[0]).is_dir()
+    for word in SERVICES[name].get("command", []):
+        if word.startswith("--config.file="):
+            mounted = dict(volume.removesuffix(":ro").split(":")[::-1] for volume in SERVICES[name]["volumes"])
+            folder, _, file = word.removeprefix("--config.file=").rpartition("/")
+            assert (ROOT / mounted[folder] / file).is_file()

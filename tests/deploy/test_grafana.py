@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import ROOT, load, unknown
+from tests.deploy.conftest import ROOT, load, selectors, unknown
 
 FOLDER = ROOT / "deploy/grafana/dashboards"
 PAGES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -55,6 +55,33 @@ def test_every_panel_says_what_it_shows_and_in_which_unit(page: dict[str, Any]) 
         assert len(panel["description"]) > 10, panel["title"]
         assert panel["datasource"]["uid"] == "${datasource}"
         assert all(target["legendFormat"] for target in panel["targets"])
+
+
+@pages
+def test_units_are_those_of_the_series(page: dict[str, Any]) -> None:
+    of_names = {"_seconds": "s", "_bytes": "bytes", "_ratio": "percentunit"}
+    for panel in page["panels"]:
+        for target in panel["targets"]:
+            expression = plain(target["expr"])
+            names = {str(found.name).removesuffix("_bucket") for found in selectors(expression)}
+            units = {unit for name in names for end, unit in of_names.items() if name.endswith(end)}
+            if " / " in expression or expression.startswith("rate(process_cpu"):
+                units = {"percentunit", "none"} & {panel["fieldConfig"]["defaults"]["unit"]}
+                assert units, panel["title"]
+            if units:
+                assert panel["fieldConfig"]["defaults"]["unit"] in units, panel["title"]
+
+
+@pages
+def test_what_is_told_by_colour_alone_has_colours_of_its_own(page: dict[str, Any]) -> None:
+    for panel in page["panels"]:
+        if panel["type"] in ("state-timeline", "stat"):
+            defaults = panel["fieldConfig"]["defaults"]
+            assert defaults["color"] == {"mode": "thresholds"}
+            if panel["type"] == "state-timeline":
+                steps = {step["value"]: step["color"] for step in defaults["thresholds"]["steps"]}
+                assert set(steps) == {None, 1}
+                assert (steps[1] == "green") == ("eligible" in panel["targets"][0]["expr"]), panel["title"]
 
 
 @pages

@@ -93,3 +93,26 @@ def test_terraforms_alarms_name_runbooks_that_there_are() -> None:
     for path in Path(ROOT / "deploy/terraform/modules").rglob("*.tf"):
         for name in re.findall(r"\bDispatcher[A-Z]\w+", path.read_text()):
             assert (ROOT / f"docs/runbooks/{name}.md").exists(), f"{path}: {name}"
+
+
+def test_every_prometheus_with_alerts_knows_an_alertmanager() -> None:
+    for path in (ROOT / "deploy/prometheus").glob("prometheus*.yml"):
+        assert load(str(path))["alerting"]["alertmanagers"], path
+
+
+def test_ecs_is_asked_for_running_tasks_by_fields_that_there_are() -> None:
+    """promtool before 3.8 cannot read this file; the fields are of Prometheus's documentation."""
+    (scrape,) = load("deploy/prometheus/prometheus-ecs.yml")["scrape_configs"]
+    for found in scrape["aws_sd_configs"]:
+        assert set(found) <= {"role", "region", "clusters", "port", "refresh_interval"}
+        assert found["role"] == "ecs"
+        assert found["clusters"][0].split(":")[3] == found["region"]
+    kept = [relabel for relabel in scrape["relabel_configs"] if relabel.get("action") == "keep"]
+    assert kept == [{"source_labels": ["__meta_ecs_last_status"], "regex": "RUNNING", "action": "keep"}]
+
+
+def test_pages_go_to_the_pager_and_all_but_the_watchdog_to_somebody() -> None:
+    route = load("deploy/alertmanager/alertmanager.yml")["route"]
+    taken = {child["matchers"][0]: child["receiver"] for child in route["routes"]}
+    assert taken == {'severity="none"': "nobody", 'severity="page"': "pager"}
+    assert route["receiver"] == "tickets"

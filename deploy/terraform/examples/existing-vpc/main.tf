@@ -32,12 +32,19 @@ variable "deletion_protection" {
   default     = true
 }
 
+variable "alarm_emails" {
+  description = "Who is told of alarms."
+  type        = set(string)
+  default     = []
+}
+
 module "dispatcher" {
   source = "../.."
 
   home_region         = "us-east-1"
   image               = var.image
   deletion_protection = var.deletion_protection
+  alarm_emails        = var.alarm_emails
   regions = {
     us-east-1 = {
       vpc_id     = var.vpc_id
@@ -67,4 +74,19 @@ output "repository_url" {
 output "policies" {
   description = "IAM policies for producers, workers and operators."
   value       = module.dispatcher.policies
+}
+
+output "services" {
+  description = "What Prometheus needs to find the tasks."
+  value       = module.dispatcher.services
+}
+
+output "regional_queues" {
+  description = "Where each Region's GPU workers take requests from."
+  value       = module.dispatcher.regional_queues
+}
+
+output "master_queues" {
+  description = "Where clients send requests."
+  value       = module.dispatcher.master_queues
 }

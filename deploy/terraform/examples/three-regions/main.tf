@@ -1,7 +1,8 @@
 # Dispatchers in three Regions, all equal, on one master queue and one ledger; a warm standby of both in us-west-2.
 
+# Every resource says its Region; the provider's own is only where it asks who it is. Not where everything is down.
 provider "aws" {
-  region = "us-east-1"
+  region = var.failed_over ? "us-west-2" : "us-east-1"
 }
 
 variable "image" {

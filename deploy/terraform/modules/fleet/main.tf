@@ -21,8 +21,9 @@ locals {
     })
   })
 
-  rescues = lower(lookup(var.settings, "DISPATCHER_RESCUE", "false")) == "true"
-  batches = lower(lookup(var.settings, "DISPATCHER_LEDGER_BATCHING", "true")) == "true"
+  yes     = ["1", "on", "t", "true", "y", "yes"] # what the daemon takes for it
+  rescues = contains(local.yes, lower(lookup(var.settings, "DISPATCHER_RESCUE", "false")))
+  batches = contains(local.yes, lower(lookup(var.settings, "DISPATCHER_LEDGER_BATCHING", "true")))
   # .../ACCOUNT/NAME; Spot's warnings come to a queue of the home Region and this account
   warnings = [
     for url in lookup(var.settings, "DISPATCHER_INTERRUPTION_QUEUE_URL", null)[*] :
@@ -74,13 +75,21 @@ locals {
       local.keys["sqs"],
     )
 
-    # `dispatcher dlq list | redrive | purge` and `dispatcher status`
+    # `dispatcher dlq list | redrive | purge`, `dispatcher status`, and `aws sqs start-message-move-task`
     operator = concat(
       [
         { Sid = "WorkOnDeadLetters", Effect = "Allow", Action = local.consume, Resource = [var.master_queue.dead_letter_queue_arn] },
         { Sid = "SendBack", Effect = "Allow", Action = ["sqs:SendMessage", "sqs:GetQueueAttributes"], Resource = [var.master_queue.arn] },
         { Sid = "ReadDepths", Effect = "Allow", Action = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"], Resource = concat(local.regional, local.regional_letters) },
         { Sid = "LookUp", Effect = "Allow", Action = ["dynamodb:GetItem"], Resource = [var.ledger.arn] },
+        # a Region's dead letters back to its own queue: the runbook DispatcherDeadLetters
+        {
+          Sid      = "MoveRegionalDeadLetters"
+          Effect   = "Allow"
+          Action   = ["sqs:StartMessageMoveTask", "sqs:ListMessageMoveTasks", "sqs:CancelMessageMoveTask", "sqs:ReceiveMessage", "sqs:DeleteMessage"]
+          Resource = local.regional_letters
+        },
+        { Sid = "SendBackToRegions", Effect = "Allow", Action = ["sqs:SendMessage"], Resource = local.regional },
       ],
       local.keys["sqs+dynamodb"],
     )

@@ -1,6 +1,7 @@
 # A VPC with private subnets for tasks. Nothing comes in; out go TLS calls to AWS, of this Region and the others.
 
 data "aws_caller_identity" "this" {}
+data "aws_partition" "this" {}
 
 locals {
   zones     = { for index, zone in var.availability_zones : zone => index }
@@ -187,11 +188,18 @@ resource "aws_iam_role_policy" "flow" {
   role = aws_iam_role.flow.name
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Effect   = "Allow"
-      Action   = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"]
-      Resource = "${aws_cloudwatch_log_group.flow.arn}:*"
-    }]
+    Statement = [
+      {
+        Effect   = "Allow"
+        Action   = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"]
+        Resource = ["${aws_cloudwatch_log_group.flow.arn}:*"]
+      },
+      {
+        Effect   = "Allow"
+        Action   = ["logs:DescribeLogGroups"]
+        Resource = ["arn:${data.aws_partition.this.partition}:logs:${var.region}:${data.aws_caller_identity.this.account_id}:log-group:*"]
+      },
+    ]
   })
 }
 

@@ -43,6 +43,11 @@ variable "interface_endpoints" {
   description = "AWS services reached inside the VPC, such as [\"sqs\", \"logs\", \"ecr.api\", \"ecr.dkr\", \"kms\"]. Each costs in each zone; a NAT gateway reaches them all."
   type        = set(string)
   default     = []
+
+  validation {
+    condition     = var.nat != "none" || length(setintersection(var.interface_endpoints, ["sqs", "logs", "ecr.api", "ecr.dkr"])) == 4
+    error_message = "Without NAT tasks can neither start nor work but by endpoints: sqs, logs, ecr.api and ecr.dkr at least."
+  }
 }
 
 variable "kms_key_arn" {

@@ -1,5 +1,6 @@
 data "aws_caller_identity" "this" {}
 
+# A copy's repository, too, is made here: ECR would make one with tags that change and without the key.
 resource "aws_ecr_repository" "this" {
   region               = var.region
   name                 = var.name
@@ -23,7 +24,7 @@ resource "aws_ecr_lifecycle_policy" "this" {
     rules = [{
       rulePriority = 1
       description  = "What a rollback could need"
-      selection    = { tagStatus = "any", countType = "imageCountMoreThan", countNumber = 30 }
+      selection    = { tagStatus = "any", countType = "imageCountMoreThan", countNumber = 300 }
       action       = { type = "expire" }
     }]
   })

@@ -1,5 +1,5 @@
 variable "region" {
-  description = "Region that images are pushed to: the home Region."
+  description = "Region of the repository. Images are pushed to the home Region's; the others get copies."
   type        = string
 }
 
@@ -14,7 +14,7 @@ variable "kms_key_arn" {
 }
 
 variable "replica_regions" {
-  description = "Regions that images are copied to. Replication is one setting for the account's whole registry in a Region: leave this empty where it is managed elsewhere."
+  description = "Regions that images are copied to, from the home Region. Replication is one setting for the account's whole registry in a Region: leave this empty where it is managed elsewhere."
   type        = set(string)
   default     = []
 }

@@ -90,6 +90,13 @@ resource "aws_iam_role_policy" "execution" {
         Action   = ["secretsmanager:GetSecretValue"]
         Resource = [secret]
       }],
+      [for secret in var.http_token_secret_arn[*] : {
+        Sid       = "DecryptToken"
+        Effect    = "Allow"
+        Action    = ["kms:Decrypt"]
+        Resource  = [var.kms_key_arn]
+        Condition = { StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" } }
+      }],
     )
   })
 }
@@ -255,6 +262,7 @@ resource "aws_service_discovery_private_dns_namespace" "this" {
   tags        = var.tags
 }
 
+# No health_check_custom_config: an empty one is a replacement at every apply, and the sick are to be scraped, too.
 resource "aws_service_discovery_service" "this" {
   region        = var.region
   name          = "dispatcher"
@@ -388,7 +396,8 @@ resource "aws_cloudwatch_log_metric_filter" "errors" {
   region         = var.region
   name           = "${var.name}-errors"
   log_group_name = aws_cloudwatch_log_group.this.name
-  pattern        = "{ $.level = \"error\" }"
+  # what a task without rights or without a way out says is no error of the code, but is one of the deployment
+  pattern = "{ ($.level = \"error\") || ($.event = \"start.waiting\") || ($.event = \"poll.failed\") || ($.event = \"call.failed\") }"
 
   metric_transformation {
     namespace     = "Dispatcher"
@@ -402,7 +411,7 @@ resource "aws_cloudwatch_log_metric_filter" "errors" {
 resource "aws_cloudwatch_metric_alarm" "errors" {
   region              = var.region
   alarm_name          = "${var.name}-errors"
-  alarm_description   = "The dispatcher logs errors in ${var.region}: see the runbook DispatcherErrorBudgetBurnFast."
+  alarm_description   = "The dispatcher logs errors, or does not get what it needs, in ${var.region}: see the runbook DispatcherErrorBudgetBurnFast."
   namespace           = "Dispatcher"
   metric_name         = "${var.name}-errors"
   statistic           = "Sum"

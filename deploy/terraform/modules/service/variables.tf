@@ -34,7 +34,7 @@ variable "task_policies" {
 }
 
 variable "http_token_secret_arn" {
-  description = "Secret (Secrets Manager, same Region) with DISPATCHER_HTTP_TOKEN; null: nobody may report capacity."
+  description = "Secret (Secrets Manager, same Region) with DISPATCHER_HTTP_TOKEN, encrypted with Secrets Manager's own key or with kms_key_arn; null: nobody may report capacity."
   type        = string
   default     = null
 }
@@ -50,7 +50,7 @@ variable "subnet_ids" {
 }
 
 variable "egress_cidrs" {
-  description = "Where tasks may call, by TLS. AWS's public addresses are many, so everywhere by default; narrow it where all AWS services have endpoints inside."
+  description = "Where tasks may call, by TLS. AWS's public addresses are many, so everywhere by default. Who narrows it must leave in S3's and DynamoDB's: they are public even through gateway endpoints."
   type        = list(string)
   default     = ["0.0.0.0/0"]
 }

@@ -36,6 +36,7 @@ module "master_queue" {
   name                         = "${var.name}-master"
   kms_key_arn                  = module.key.arn
   visibility_timeout_seconds   = 600
+  max_receive_count            = var.max_receive_count
   oldest_message_alarm_seconds = 900
   alarm_topic_arn              = module.observability.alarm_topic_arn
   tags                         = local.tags
@@ -47,6 +48,7 @@ module "ledger" {
   region              = var.home_region
   name                = "${var.name}-ledger"
   kms_key_arn         = module.key.arn
+  max_request_units   = var.ledger_max_request_units
   deletion_protection = var.deletion_protection
   alarm_topic_arn     = module.observability.alarm_topic_arn
   tags                = local.tags

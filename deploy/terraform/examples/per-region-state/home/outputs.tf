@@ -7,6 +7,11 @@ output "fleet" {
   }
 }
 
+output "regional_queues" {
+  description = "What it knows of every Region, for when one of them cannot be asked."
+  value       = var.regional_queues
+}
+
 output "dispatcher_environment" {
   description = "The environment of every dispatcher command."
   value       = module.fleet.environment

@@ -37,6 +37,18 @@ variable "settings" {
   default     = {}
 }
 
+variable "max_receive_count" {
+  description = "Receives after which a message goes to the dead-letter queue."
+  type        = number
+  default     = 3
+}
+
+variable "ledger_max_request_units" {
+  description = "Guard against runaway cost: units per second above which the ledger throttles; null: no limit."
+  type        = number
+  default     = null
+}
+
 variable "deletion_protection" {
   description = "Whether the ledger refuses to be deleted."
   type        = bool

@@ -100,6 +100,63 @@ run "gives_each_only_what_it_needs" {
   }
 }
 
+run "grants_exactly_these_actions" {
+  command = plan
+
+  assert {
+    condition = { for statement in jsondecode(output.policies["dispatcher"]).Statement : statement.Sid => join(" ", statement.Action) } == {
+      TakeFromMaster          = "sqs:ReceiveMessage sqs:DeleteMessage sqs:ChangeMessageVisibility sqs:GetQueueAttributes"
+      SendToRegions           = "sqs:SendMessage sqs:GetQueueAttributes"
+      RejectToDeadLetters     = "sqs:SendMessage"
+      ReadDepthsOfDeadLetters = "sqs:GetQueueAttributes sqs:GetQueueUrl"
+      ClaimInLedger           = "dynamodb:GetItem dynamodb:BatchGetItem dynamodb:PutItem dynamodb:UpdateItem dynamodb:DescribeTable dynamodb:DescribeTimeToLive dynamodb:PartiQLInsert dynamodb:PartiQLUpdate"
+      UseKeys                 = "kms:Decrypt kms:GenerateDataKey"
+    }
+    error_message = "the daemon's"
+  }
+
+  assert {
+    condition = { for statement in jsondecode(output.policies["producer"]).Statement : statement.Sid => join(" ", statement.Action) } == {
+      SendToMaster = "sqs:SendMessage sqs:GetQueueUrl"
+      UseKeys      = "kms:Decrypt kms:GenerateDataKey"
+    }
+    error_message = "a client's"
+  }
+
+  assert {
+    condition = { for statement in jsondecode(output.policies["worker_eu-west-1"]).Statement : statement.Sid => join(" ", statement.Action) } == {
+      Work    = "sqs:ReceiveMessage sqs:DeleteMessage sqs:ChangeMessageVisibility sqs:GetQueueAttributes sqs:GetQueueUrl"
+      UseKeys = "kms:Decrypt kms:GenerateDataKey"
+    }
+    error_message = "a worker's"
+  }
+
+  assert {
+    condition = { for statement in jsondecode(output.policies["dispatcher"]).Statement : statement.Sid => join(" ", [for arn in statement.Resource : reverse(split(":", arn))[0]]) } == {
+      TakeFromMaster          = "dispatcher-master"
+      SendToRegions           = "dispatcher-regional dispatcher-regional"
+      RejectToDeadLetters     = "dispatcher-master-dlq"
+      ReadDepthsOfDeadLetters = "dispatcher-master-dlq dispatcher-regional-dlq dispatcher-regional-dlq"
+      ClaimInLedger           = "table/dispatcher-ledger"
+      UseKeys                 = "key/1 key/2"
+    }
+    error_message = "and on these resources"
+  }
+}
+
+run "takes_yes_as_the_daemon_does" {
+  command = plan
+
+  variables {
+    settings = { DISPATCHER_RESCUE = "Yes", DISPATCHER_LEDGER_BATCHING = "on" }
+  }
+
+  assert {
+    condition     = strcontains(output.policies["dispatcher"], "RescueFromRegions") && strcontains(output.policies["dispatcher"], "PartiQL")
+    error_message = "however it is spelt"
+  }
+}
+
 run "rights_follow_the_settings" {
   command = plan
 

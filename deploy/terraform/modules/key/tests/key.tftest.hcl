@@ -25,6 +25,13 @@ run "rotates_and_is_for_logs_of_its_own_region" {
   }
 
   assert {
+    condition = [for statement in jsondecode(aws_kms_key.this.policy).Statement : try(statement.Principal.Service, "account")] == [
+      "account", "logs.eu-west-1.amazonaws.com", "cloudwatch.amazonaws.com",
+    ]
+    error_message = "the account, logs, and alarms on their way to the topic"
+  }
+
+  assert {
     condition = alltrue([
       for statement in jsondecode(aws_kms_key.this.policy).Statement :
       can(statement.Condition) || statement.Principal == { AWS = "arn:aws:iam::123456789012:root" }

@@ -53,6 +53,11 @@ run "tells_of_throttling_and_of_system_errors" {
   }
 
   assert {
+    condition     = aws_cloudwatch_metric_alarm.faults.threshold == 10 && aws_cloudwatch_metric_alarm.faults.comparison_operator == "GreaterThanThreshold"
+    error_message = "more than ten a minute"
+  }
+
+  assert {
     condition     = length(aws_cloudwatch_metric_alarm.faults.metric_query) <= 10
     error_message = "an alarm takes ten queries at most"
   }

@@ -48,7 +48,7 @@ run "has_no_way_out_but_endpoints" {
 
   variables {
     nat                 = "none"
-    interface_endpoints = ["sqs", "logs"]
+    interface_endpoints = ["sqs", "logs", "ecr.api", "ecr.dkr"]
   }
 
   assert {
@@ -71,9 +71,27 @@ run "lets_nothing_in_and_writes_down_what_was_refused" {
   }
 
   assert {
+    condition = [for statement in jsondecode(aws_iam_role_policy.flow.policy).Statement : join(" ", statement.Action)] == [
+      "logs:CreateLogStream logs:PutLogEvents logs:DescribeLogStreams", "logs:DescribeLogGroups",
+    ]
+    error_message = "it may write its log"
+  }
+
+  assert {
     condition     = aws_iam_role.flow.name == "dispatcher-flow-us-west-2"
     error_message = "roles are global: the Region is in the name"
   }
+}
+
+run "refuses_no_way_out_at_all" {
+  command = plan
+
+  variables {
+    nat                 = "none"
+    interface_endpoints = ["sqs"]
+  }
+
+  expect_failures = [var.interface_endpoints]
 }
 
 run "refuses_a_block_too_small" {

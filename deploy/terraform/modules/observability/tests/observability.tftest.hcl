@@ -27,7 +27,7 @@ run "tells_people_by_an_encrypted_topic" {
   }
 
   assert {
-    condition     = jsondecode(aws_sns_topic_policy.alarms.policy).Statement[0].Condition.StringEquals["aws:SourceAccount"] == "123456789012"
+    condition     = jsondecode(aws_sns_topic_policy.alarms.policy).Statement[0].Condition.StringEquals["aws:SourceAccount"] == "123456789012" && jsondecode(aws_sns_topic_policy.alarms.policy).Statement[0].Action == "sns:Publish"
     error_message = "alarms of this account only"
   }
 }

@@ -81,6 +81,20 @@ run "tells_of_dead_letters_and_of_age" {
   }
 
   assert {
+    condition = alltrue([
+      for alarm in [aws_cloudwatch_metric_alarm.dead_letters, aws_cloudwatch_metric_alarm.oldest_message] :
+      alarm.comparison_operator == "GreaterThanThreshold" && alarm.treat_missing_data == "notBreaching" && alarm.namespace == "AWS/SQS"
+      && alarm.alarm_actions == toset([var.alarm_topic_arn]) && alarm.ok_actions == toset([var.alarm_topic_arn])
+    ])
+    error_message = "both ring above, and tell the topic"
+  }
+
+  assert {
+    condition     = aws_cloudwatch_metric_alarm.dead_letters.metric_name == "ApproximateNumberOfMessagesVisible" && aws_cloudwatch_metric_alarm.oldest_message.metric_name == "ApproximateAgeOfOldestMessage"
+    error_message = "of what they say"
+  }
+
+  assert {
     condition     = aws_cloudwatch_metric_alarm.oldest_message.threshold == 900 && aws_cloudwatch_metric_alarm.oldest_message.alarm_actions == toset(["arn:aws:sns:us-west-2:123456789012:alarms"])
     error_message = "the age alarm tells its topic"
   }

@@ -84,6 +84,38 @@ run "goes_back_when_a_deployment_fails" {
   }
 }
 
+run "rings_when_tasks_are_missing_or_complain" {
+  command = plan
+
+  assert {
+    condition     = aws_cloudwatch_metric_alarm.tasks.comparison_operator == "LessThanThreshold" && aws_cloudwatch_metric_alarm.tasks.threshold == 2 && aws_cloudwatch_metric_alarm.tasks.treat_missing_data == "breaching"
+    error_message = "fewer than min_tasks"
+  }
+
+  assert {
+    condition     = alltrue([for word in ["level = \"error\"", "start.waiting", "poll.failed", "call.failed"] : strcontains(aws_cloudwatch_log_metric_filter.errors.pattern, word)])
+    error_message = "errors, and a task that does not get what it needs"
+  }
+
+  assert {
+    condition = (
+      aws_cloudwatch_metric_alarm.errors.comparison_operator == "GreaterThanThreshold"
+      && aws_cloudwatch_metric_alarm.errors.metric_name == aws_cloudwatch_log_metric_filter.errors.metric_transformation[0].name
+      && aws_cloudwatch_metric_alarm.errors.namespace == aws_cloudwatch_log_metric_filter.errors.metric_transformation[0].namespace
+    )
+    error_message = "the alarm is of what the filter counts"
+  }
+
+  assert {
+    condition = { for statement in jsondecode(aws_iam_role_policy.execution.policy).Statement : statement.Sid => join(" ", statement.Action) } == {
+      WriteLogs       = "logs:CreateLogStream logs:PutLogEvents"
+      PullImage       = "ecr:BatchCheckLayerAvailability ecr:BatchGetImage ecr:GetDownloadUrlForLayer"
+      LogInToRegistry = "ecr:GetAuthorizationToken"
+    }
+    error_message = "what starting a task takes, and no more"
+  }
+}
+
 run "scales_on_cpu_away_from_home" {
   command = plan
 
@@ -111,6 +143,13 @@ run "scales_on_backlog_per_task_at_home" {
       try(one(metric.metric_stat[0].metric[0].dimensions).value, "") == "dispatcher-master"
     ])
     error_message = "the master queue's backlog"
+  }
+
+  assert {
+    condition = one([
+      for metric in aws_appautoscaling_policy.backlog[0].target_tracking_scaling_policy_configuration[0].customized_metric_specification[0].metrics : metric.expression if metric.return_data
+    ]) == "FILL(backlog, 0) / IF(FILL(tasks, 1) > 0, FILL(tasks, 1), 1)"
+    error_message = "for each task that runs, and never divided by nothing"
   }
 }
 
