@@ -6,6 +6,7 @@ import math
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -410,14 +411,14 @@ def dev() -> None:
     """Both ends of the system, for trying it out on an emulator: requests, and workers that serve them."""
 
 
-_seed = click.option("--seed", type=int, default=1, show_default=True, help="The same seed does the same.")
+_seed = click.option("--seed", type=int, help="The same seed does the same.  [default: another each time]")
 
 
 @dev.command("produce")
 @click.option("--rate", type=click.FloatRange(min=0.1, max=1000), default=20.0, show_default=True, help="A second.")
 @_seed
 @_config
-def dev_produce(rate: float, seed: int, config: Path | None) -> None:
+def dev_produce(rate: float, seed: int | None, config: Path | None) -> None:
     """Send made-up requests to the master queue until stopped, a few duplicates and bad ones among them.
 
     \b
@@ -426,13 +427,13 @@ def dev_produce(rate: float, seed: int, config: Path | None) -> None:
     from dispatcher.demo import dev as ends
 
     settings = _loaded(load, config)
-    _until_stopped(lambda clients: ends.produce(settings, clients, rate, seed, _say))
+    _until_stopped(lambda clients: ends.produce(settings, clients, rate, _or_any(seed), _say))
 
 
 @dev.command("workers")
 @_seed
 @_config
-def dev_workers(seed: int, config: Path | None) -> None:
+def dev_workers(seed: int | None, config: Path | None) -> None:
     """Serve every Region's queue until stopped: half a second a request, and Spot takes GPUs back now and then.
 
     What they serve is gone, so not on AWS itself.
@@ -443,7 +444,7 @@ def dev_workers(seed: int, config: Path | None) -> None:
     from dispatcher.demo import dev as ends
 
     settings = _loaded(load, config)
-    _until_stopped(lambda clients: ends.work(settings, clients, seed, _say))
+    _until_stopped(lambda clients: ends.work(settings, clients, _or_any(seed), _say))
 
 
 @main.command()
@@ -603,6 +604,11 @@ def _until_stopped(work: Callable[[Any], Any]) -> None:
             _say("stopped")
 
     _with_clients(stoppable)
+
+
+def _or_any(seed: int | None) -> int:
+    """A producer that starts again must not send the requests that it sent before: they would be duplicates."""
+    return time.time_ns() if seed is None else seed
 
 
 def _say(line: str) -> None:
