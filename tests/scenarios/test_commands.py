@@ -201,7 +201,7 @@ async def test_both_ends_for_trying_out_send_and_serve_until_they_are_stopped(wo
             )
 
     dispatcher = await world.start()
-    producer, workers = start("produce", "--rate", "60"), start("workers")
+    producer, workers = start("produce", "--rate", "60", "--seed", "1"), start("workers")
     try:
 
         async def dispatched() -> float:
