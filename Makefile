@@ -26,7 +26,9 @@ types: setup  ## mypy, strict
 layers: setup  ## Imports point one way
 	@$(BIN)/lint-imports --no-cache | tail -n 8
 
-check: lint types layers check-deploy test  ## What CI runs
+check: setup  ## What CI runs
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types layers check-deploy
+	@$(MAKE) --no-print-directory test
 
 check-deploy: setup .venv-deploy/.ready  ## Terraform, Dockerfile, compose, alerts, dashboards: all that needs no account
 	@.ci/tools && .ci/deploy
