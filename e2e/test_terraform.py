@@ -119,6 +119,7 @@ async def test_what_terraform_applies_is_what_the_daemon_runs_on(cloud: Cloud, t
     environment = on(cloud) | {
         "TERRAFORM_ARGS": "-auto-approve -no-color",
         "TF_VAR_replicate_images": "false",  # the emulator knows no replication
+        "TF_VAR_spot_warnings": "true",
     }
     print("applying four roots: some five minutes, most of it the provider's waiting for SQS")
     printed = await run(str(roots / "apply"), REGIONS[0], *REGIONS, environment=environment)

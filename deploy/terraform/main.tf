@@ -74,6 +74,33 @@ module "ledger" {
   tags                = local.tags
 }
 
+module "spot_warnings_queue" {
+  source = "./modules/queue"
+  count  = var.spot_warnings ? 1 : 0
+
+  region                       = var.home_region
+  name                         = "${var.name}-spot-warnings"
+  kms_key_arn                  = module.key[var.home_region].arn
+  visibility_timeout_seconds   = 60
+  message_retention_seconds    = 3600 # an old warning is none
+  event_rule_name              = "${var.name}-spot-warnings"
+  oldest_message_alarm_seconds = 900
+  alarm_topic_arn              = module.observability[var.home_region].alarm_topic_arn
+  tags                         = local.tags
+}
+
+module "spot_warnings" {
+  source   = "./modules/spot_warnings"
+  for_each = var.spot_warnings ? var.regions : {}
+
+  region                   = each.key
+  home_region              = var.home_region
+  queue_arn                = module.spot_warnings_queue[0].arn
+  name                     = "${var.name}-spot-warnings"
+  permissions_boundary_arn = var.permissions_boundary_arn
+  tags                     = local.tags
+}
+
 # One fleet for each possible home: what dispatchers need is the same, but for where they take from.
 module "fleet" {
   source   = "./modules/fleet"
@@ -89,7 +116,9 @@ module "fleet" {
     for field in ["weight", "models", "overload_threshold", "drain_per_second", "instances"] : field => rules[field]
   }) }
   kms_key_arns = [for key in module.key : key.arn]
-  settings     = var.settings
+  settings = merge(var.settings, {
+    for queue in module.spot_warnings_queue : "DISPATCHER_INTERRUPTION_QUEUE_URL" => queue.url if each.key == var.home_region # it is home's alone
+  })
 }
 
 module "registry" {

@@ -97,6 +97,12 @@ variable "settings" {
   default     = {}
 }
 
+variable "spot_warnings" {
+  description = "Pass EC2's Spot interruption warnings of every Region on to the dispatchers, which then send it less at once."
+  type        = bool
+  default     = false
+}
+
 variable "standby_region" {
   description = "Region of a warm standby: a second master queue and a read-only copy of the ledger; see \"The home Region fails\" in docs/operations.md. null: none."
   type        = string

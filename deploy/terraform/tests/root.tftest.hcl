@@ -53,6 +53,19 @@ run "speaks_the_daemons_settings" {
   }
 }
 
+run "passes_spot_warnings_on_when_asked" {
+  command = plan
+
+  variables {
+    spot_warnings = true
+  }
+
+  assert {
+    condition     = length(module.spot_warnings) == 3 && output.dispatcher_environment.DISPATCHER_INTERRUPTION_QUEUE_URL != ""
+    error_message = "a rule in every Region, and the daemon knows the queue"
+  }
+}
+
 run "has_a_standby_when_asked" {
   command = plan
 

@@ -50,6 +50,7 @@ module "dispatcher" {
       models             = ["gpt-l-7b", "sd-xl"] # what its workers serve; null: every model
     }
   }
+  spot_warnings  = true
   standby_region = "us-west-2"
   failed_over    = var.failed_over
   alarm_emails   = var.alarm_emails

@@ -47,28 +47,43 @@ resource "aws_sqs_queue_redrive_allow_policy" "this" {
   })
 }
 
-# Only a refusal of what is not TLS: who may do what is said by identity policies.
+data "aws_caller_identity" "this" {}
+data "aws_partition" "this" {}
+
+# What is not TLS is refused; who may do what is said by identity policies, but for EventBridge, which has no identity.
 resource "aws_sqs_queue_policy" "this" {
   for_each = {
-    queue        = { url = aws_sqs_queue.this.url, arn = aws_sqs_queue.this.arn }
-    dead_letters = { url = aws_sqs_queue.dead_letters.url, arn = aws_sqs_queue.dead_letters.arn }
+    queue        = { url = aws_sqs_queue.this.url, arn = aws_sqs_queue.this.arn, rules = var.event_rule_name[*] }
+    dead_letters = { url = aws_sqs_queue.dead_letters.url, arn = aws_sqs_queue.dead_letters.arn, rules = [] }
   }
 
   region    = var.region
   queue_url = each.value.url
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Sid       = "TlsOnly"
-      Effect    = "Deny"
-      Principal = "*"
-      Action = [
-        "sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility",
-        "sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:PurgeQueue", "sqs:SetQueueAttributes",
-      ]
-      Resource  = each.value.arn
-      Condition = { Bool = { "aws:SecureTransport" = "false" } }
-    }]
+    Statement = concat(
+      [{
+        Sid       = "TlsOnly"
+        Effect    = "Deny"
+        Principal = "*"
+        Action = [
+          "sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility",
+          "sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:PurgeQueue", "sqs:SetQueueAttributes",
+        ]
+        Resource  = each.value.arn
+        Condition = { Bool = { "aws:SecureTransport" = "false" } }
+      }],
+      [for rule in each.value.rules : {
+        Sid       = "EventsOfOneRule"
+        Effect    = "Allow"
+        Principal = { Service = "events.amazonaws.com" }
+        Action    = ["sqs:SendMessage"]
+        Resource  = each.value.arn
+        Condition = { ArnEquals = {
+          "aws:SourceArn" = "arn:${data.aws_partition.this.partition}:events:${var.region}:${data.aws_caller_identity.this.account_id}:rule/${rule}"
+        } }
+      }],
+    )
   })
 }
 

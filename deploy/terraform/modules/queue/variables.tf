@@ -51,6 +51,12 @@ variable "message_retention_seconds" {
   }
 }
 
+variable "event_rule_name" {
+  description = "EventBridge rule of this account and Region that may send here; null: none."
+  type        = string
+  default     = null
+}
+
 variable "oldest_message_alarm_seconds" {
   description = "Age of the oldest message that raises an alarm."
   type        = number

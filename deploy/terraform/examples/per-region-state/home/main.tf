@@ -64,6 +64,21 @@ module "registry" {
   tags            = local.tags
 }
 
+module "spot_warnings_queue" {
+  source = "../../../modules/queue"
+  count  = var.spot_warnings ? 1 : 0
+
+  region                       = var.home_region
+  name                         = "${var.name}-spot-warnings"
+  kms_key_arn                  = module.key.arn
+  visibility_timeout_seconds   = 60
+  message_retention_seconds    = 3600 # an old warning is none
+  event_rule_name              = "${var.name}-spot-warnings"
+  oldest_message_alarm_seconds = 900
+  alarm_topic_arn              = module.observability.alarm_topic_arn
+  tags                         = local.tags
+}
+
 module "fleet" {
   source = "../../../modules/fleet"
 
@@ -72,5 +87,5 @@ module "fleet" {
   ledger          = module.ledger
   regional_queues = { for region, queue in var.regional_queues : region => merge(queue, try(var.regions[region], {})) }
   kms_key_arns    = concat([module.key.arn], [for queue in var.regional_queues : queue.kms_key_arn])
-  settings        = var.settings
+  settings        = merge(var.settings, { for queue in module.spot_warnings_queue : "DISPATCHER_INTERRUPTION_QUEUE_URL" => queue.url })
 }

@@ -1,9 +1,10 @@
 output "fleet" {
   description = "What the service of every Region needs: variable `fleet` of the root `region`."
   value = {
-    home_region   = var.home_region
-    environment   = module.fleet.environment
-    task_policies = { (var.home_region) = module.fleet.policies["dispatcher"] }
+    home_region             = var.home_region
+    environment             = module.fleet.environment
+    task_policies           = { (var.home_region) = module.fleet.policies["dispatcher"] }
+    spot_warnings_queue_arn = one(module.spot_warnings_queue[*].arn)
   }
 }
 

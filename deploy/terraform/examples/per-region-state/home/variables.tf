@@ -37,6 +37,12 @@ variable "settings" {
   default     = {}
 }
 
+variable "spot_warnings" {
+  description = "Pass EC2's Spot interruption warnings of every Region on to the dispatchers, which then send it less at once."
+  type        = bool
+  default     = false
+}
+
 variable "max_receive_count" {
   description = "Receives after which a message goes to the dead-letter queue."
   type        = number

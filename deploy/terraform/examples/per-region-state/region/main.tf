@@ -53,6 +53,18 @@ module "registry" {
   tags        = local.tags
 }
 
+module "spot_warnings" {
+  source = "../../../modules/spot_warnings"
+  count  = try(var.fleet.spot_warnings_queue_arn, null) == null ? 0 : 1
+
+  region                   = var.region
+  home_region              = var.fleet.home_region
+  queue_arn                = var.fleet.spot_warnings_queue_arn
+  name                     = "${var.name}-spot-warnings"
+  permissions_boundary_arn = var.permissions_boundary_arn
+  tags                     = local.tags
+}
+
 module "network" {
   source = "../../../modules/network"
   count  = local.service && var.cidr != null ? 1 : 0

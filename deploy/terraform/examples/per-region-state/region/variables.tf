@@ -11,7 +11,7 @@ variable "region" {
 
 variable "fleet" {
   description = "Output `fleet` of the root `home`; null: only the queue, which `home` has to know first."
-  type        = object({ home_region = string, environment = map(string), task_policies = map(string) })
+  type        = object({ home_region = string, environment = map(string), task_policies = map(string), spot_warnings_queue_arn = optional(string) })
   default     = null
 }
 

@@ -26,9 +26,9 @@ run "rotates_and_is_for_logs_of_its_own_region" {
 
   assert {
     condition = [for statement in jsondecode(aws_kms_key.this.policy).Statement : try(statement.Principal.Service, "account")] == [
-      "account", "logs.eu-west-1.amazonaws.com", "cloudwatch.amazonaws.com",
+      "account", "logs.eu-west-1.amazonaws.com", "cloudwatch.amazonaws.com", "events.amazonaws.com",
     ]
-    error_message = "the account, logs, and alarms on their way to the topic"
+    error_message = "the account, logs, alarms on their way to the topic, warnings on theirs to the queue"
   }
 
   assert {

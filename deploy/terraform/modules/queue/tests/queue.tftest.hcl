@@ -59,6 +59,24 @@ run "is_encrypted_with_the_key_and_refuses_what_is_not_tls" {
   }
 }
 
+run "lets_one_rule_of_events_in_when_told" {
+  command = plan
+
+  variables {
+    event_rule_name = "dispatcher-spot-warnings"
+  }
+
+  assert {
+    condition     = jsondecode(aws_sqs_queue_policy.this["queue"].policy).Statement[1].Condition.ArnEquals["aws:SourceArn"] == "arn:aws:events:us-west-2:123456789012:rule/dispatcher-spot-warnings"
+    error_message = "that rule, of this account and Region"
+  }
+
+  assert {
+    condition     = alltrue([for policy in aws_sqs_queue_policy.this : jsondecode(policy.policy).Statement[0].Effect == "Deny"]) && length(jsondecode(aws_sqs_queue_policy.this["dead_letters"].policy).Statement) == 1
+    error_message = "and nobody into the dead letters"
+  }
+}
+
 run "encrypts_by_itself_without_a_key" {
   command = plan
 
