@@ -12,9 +12,8 @@ from contextlib import AsyncExitStack
 from random import Random
 
 from dispatcher.aws.clients import Caller, Clients
-from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.demo.gpus import Gpus
+from dispatcher.demo.gpus import Gpus, consumer
 from dispatcher.demo.traffic import traffic
 from dispatcher.errors import AwsError, DispatcherError
 from dispatcher.model import Delivery, Outgoing, Region
@@ -33,13 +32,17 @@ class OnAwsError(DispatcherError):
     """The endpoint is AWS itself."""
 
 
-def _refuse_aws(caller: Caller) -> None:
+async def _home(settings: Settings, clients: Clients) -> Caller:
+    """Return a client of the home Region's SQS; raise OnAwsError."""
+    caller = await clients.open("sqs", Region(settings.home_region), pool=10, attempts=3)
     if is_aws(caller.endpoint):
         raise OnAwsError(f"{caller.endpoint} is AWS itself: this is for emulators; set AWS_ENDPOINT_URL to one")
+    return caller
 
 
 async def work(settings: Settings, clients: Clients, seed: int, say: Callable[[str], None]) -> None:
     """Serve every Region's queue until cancelled; say every ten seconds what was done. Raises OnAwsError, AwsError."""
+    await _home(settings, clients)
     random = Random(seed)
     served: Counter[Region] = Counter()
 
@@ -49,12 +52,7 @@ async def work(settings: Settings, clients: Clients, seed: int, say: Callable[[s
     async with AsyncExitStack() as stack:
         regions: list[Gpus] = []
         for (region, rules), workers in zip(settings.regions.items(), itertools.cycle(WORKERS), strict=False):
-            receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
-            _refuse_aws(receiving)
-            caller = await clients.open("sqs", region, pool=10, attempts=3)
-            queue = await stack.enter_async_context(
-                MasterQueue(rules.queue_url, receiving, caller, wait_s=5, visibility_s=60)
-            )
+            queue = await consumer(clients, region, rules.queue_url, stack)
             regions.append(Gpus(region, queue, workers, SERVICE_S, random, count))
         async with asyncio.TaskGroup() as group:
             for gpus in regions:
@@ -85,8 +83,7 @@ async def produce(
     settings: Settings, clients: Clients, per_second: float, seed: int, say: Callable[[str], None]
 ) -> None:
     """Send requests at a steady rate until cancelled, duplicates and bad ones among them. Raises OnAwsError."""
-    caller = await clients.open("sqs", Region(settings.home_region), pool=10, attempts=3)
-    _refuse_aws(caller)
+    caller = await _home(settings, clients)
     sent = failed = 0
 
     async def send(body: str) -> None:

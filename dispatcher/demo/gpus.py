@@ -3,13 +3,21 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+from dispatcher.aws.clients import Clients
 from dispatcher.aws.master import MasterQueue
 from dispatcher.errors import AwsError
 from dispatcher.model import Delivery, Region
+
+
+async def consumer(clients: Clients, region: Region, url: str, stack: AsyncExitStack) -> MasterQueue:
+    """Return a queue as an ordinary consumer sees it, open until `stack` closes."""
+    receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
+    caller = await clients.open("sqs", region, pool=10, attempts=3)
+    return await stack.enter_async_context(MasterQueue(url, receiving, caller, wait_s=1, visibility_s=60))
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +47,7 @@ class Gpus:
                     continue
                 gone = len(deliveries) - max(0, self.workers - len(self._busy))  # taken back while they polled
                 for delivery in deliveries[:gone] if gone > 0 else ():
-                    with suppress(AwsError):
-                        await self.queue.keep_invisible(delivery, 0)
+                    await self._hand_back(delivery)
                 for delivery in deliveries[max(0, gone) :]:
                     task = group.create_task(self._serve(delivery))
                     self._busy[task] = delivery
@@ -61,9 +68,12 @@ class Gpus:
         for task, _ in victims:  # all of them before the first await, or one may finish in between
             task.cancel()
         for _, delivery in victims:
-            with suppress(AwsError):  # it returns when its visibility ends
-                await self.queue.keep_invisible(delivery, 0)
+            await self._hand_back(delivery)
         return len(victims)
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        with suppress(AwsError):  # it returns when its visibility ends
+            await self.queue.keep_invisible(delivery, 0)
 
     async def _serve(self, delivery: Delivery) -> None:
         began = time.time()

@@ -24,12 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from dispatcher.aws.clients import Clients
-from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.provision import Resources, provision
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud, embedded, free_port
-from dispatcher.demo.gpus import Gpus
+from dispatcher.demo.gpus import Gpus, consumer
 from dispatcher.demo.traffic import Submission, traffic
 from dispatcher.model import Delivery, Outgoing, Region
 from dispatcher.telemetry.metrics import Metrics
@@ -172,13 +171,8 @@ class _Stage:
 
     async def _hire(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
         for region, workers in GPUS.items():
-            queue = await self._consumer(clients, region, resources.regional_queue_urls[region], stack)
+            queue = await consumer(clients, region, resources.regional_queue_urls[region], stack)
             self.gpus.append(Gpus(region, queue, workers, SERVICE_S, self.random, self.tally.serve))
-
-    async def _consumer(self, clients: Clients, region: Region, url: str, stack: AsyncExitStack) -> MasterQueue:
-        receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
-        caller = await clients.open("sqs", region, pool=10, attempts=3)
-        return await stack.enter_async_context(MasterQueue(url, receiving, caller, wait_s=1, visibility_s=60))
 
     async def _submit(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
         caller = await clients.open("sqs", HOME, pool=10, attempts=1)
@@ -204,7 +198,7 @@ class _Stage:
             self.console.print(self.event)
 
     async def _read_dead_letters(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
-        queue = await self._consumer(clients, HOME, resources.dead_letter_queue_url, stack)
+        queue = await consumer(clients, HOME, resources.dead_letter_queue_url, stack)
         while True:
             for delivery in await queue.receive(10):
                 reason = delivery.attributes.get("dispatcher.rejected_because")

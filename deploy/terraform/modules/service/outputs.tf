@@ -7,8 +7,3 @@ output "dns_name" {
   description = "Name inside the VPC that has the address of every task."
   value       = "${aws_service_discovery_service.this.name}.${aws_service_discovery_private_dns_namespace.this.name}"
 }
-
-output "security_group_id" {
-  description = "Security group of the tasks."
-  value       = aws_security_group.this.id
-}
