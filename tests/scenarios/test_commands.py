@@ -167,17 +167,19 @@ async def test_what_is_recorded_of_a_live_system_can_be_simulated(world: World, 
     recording = asyncio.create_task(
         asyncio.to_thread(run, "record", str(file), "--minutes", "0.1", "--every", "1", "--json", settings=settings)
     )
-    for n in range(10):
-        await world.send(requests(6, f"s{n}"))
+    rounds = 0
+    while not recording.done():  # workers are at work for as long as it is recorded, however slow the machine is
+        await world.send(requests(6, f"s{rounds}"))
         for region in REGIONS:
             await world.take(region)
         await asyncio.sleep(0.5)
+        rounds += 1
     said = await recording
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["frames"] == 7
     frames = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(frame["regions"].keys() == set(REGIONS) for frame in frames)
-    assert 0 < sum(region["sent"] for region in frames[-1]["regions"].values()) <= 60
+    assert 0 < sum(region["sent"] for region in frames[-1]["regions"].values()) <= 6 * rounds
     played = run("simulate", "recorded", "--file", str(file), "--json")
     assert played.returncode == 0, played.stderr
     assert json.loads(played.stdout)["policies"]["projected-wait"]["messages"] > 0
