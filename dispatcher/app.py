@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from dispatcher import __version__
 from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.fleet import FleetItem
-from dispatcher.aws.ledger import Ledger
+from dispatcher.aws.ledger import Ledger, read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import lag_s, read_attributes, read_depth, read_depths, redrive_target
 from dispatcher.aws.regional import SendingQueue
@@ -29,13 +29,16 @@ from dispatcher.loops.intake import Intake
 from dispatcher.loops.interruptions import InterruptionWatch
 from dispatcher.loops.pulse import LedgerWatch, Pulse
 from dispatcher.loops.visibility import VisibilityExtender
-from dispatcher.model import Depth, Outcome, Priority, Region
+from dispatcher.model import Depth, Priority, Region
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
+from dispatcher.policy.life import life, readable
 from dispatcher.rescue import Rescue, visibility_s
 from dispatcher.settings import Settings, region_of
+from dispatcher.telemetry import logs
 from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.live import Live
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.telemetry.probes import Probes
 
@@ -100,9 +103,19 @@ class App:
         late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
         self.board = Board.of(settings, lag_s=late_s, now=self.now, random=self.random)
         self.gate = Gate(self.board, self.ledger_breaker, self.in_flight)
+        self.live = Live(self.metrics, self.now)
+        logs.tell_warnings_to(self.live.warn)
         self.pulse = Pulse(
-            self.board, self.gate, self.in_flight, self.ledger_breaker, self.lifecycle, self.heartbeats, self.metrics
+            self.board,
+            self.gate,
+            self.in_flight,
+            self.ledger_breaker,
+            self.lifecycle,
+            self.heartbeats,
+            self.metrics,
+            self.live,
         )
+        self.table: Caller | None = None  # once there is one: for whoever asks where a request is
         self.answered: set[str] = set()  # of what readiness asks for
 
     async def run(self) -> None:
@@ -122,7 +135,7 @@ class App:
                 "sqs", self.home, pool=settings.pollers + 2, attempts=1, read_timeout_s=wait_s + 10.0
             )
             home = await clients.open("sqs", self.home, pool=POOL, attempts=3)
-            table = await clients.open("dynamodb", self.home, pool=POOL, attempts=3)
+            table = self.table = await clients.open("dynamodb", self.home, pool=POOL, attempts=3)
             senders = {region: await self._sender(clients, region) for region in settings.regions}
             for caller in (home, *senders.values()):
                 caller.prepare("get_queue_attributes", "get_queue_url")
@@ -177,6 +190,7 @@ class App:
                 random=self.random,
                 fair=settings.fair_queues,
                 gives_way=lambda: self.lifecycle.draining or self.in_flight.parking_full,
+                chose=self.live.chose,
             )
             reporter = FleetReporter(
                 self.board,
@@ -278,6 +292,8 @@ class App:
             self.pulse.show,
             token,
             self._put_capacity,
+            next_sample=self.live.next_sample,
+            find=self._find,
         )
         try:
             port = await stack.enter_async_context(probes.serve(settings.http_host, settings.http_port))
@@ -300,7 +316,7 @@ class App:
             for task in background:
                 task.cancel()
         self.lifecycle.phase = Phase.STOPPED
-        log.info("process.stopped", **self._totals())
+        log.info("process.stopped", **self.live.totals())
 
     def _depth_refresher(self, senders: Mapping[Region, Caller]) -> DepthRefresher:
         reads = {
@@ -417,6 +433,7 @@ class App:
             "uptime_seconds": round(self.now() - self.started_at, 1),
             "state": self.lifecycle.phase,
             "holding": self.gate.holding(),
+            "draining": self.lifecycle.draining,
             "policy": self.settings.routing_policy,
             "policy_in_force": self.board.policy,
             "model_error": round(self.board.model_error, 3),
@@ -424,8 +441,21 @@ class App:
             "regions": self.board.explain(),
             "in_flight": len(self.in_flight),
             "in_flight_limit": self.in_flight.limit,
-            "totals": self._totals(),
+            "ledger": self.ledger_breaker.state,
+            "queues": {name: self.live.queue(name) for name in ("master", "master_dlq", "regional_dlq")},
+            "totals": self.live.totals(),
+            **self.live.explain(),
         }
+
+    async def _find(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return what happened to a request; None: nobody knows of it. Raises AwsError, StartError before the start."""
+        if self.table is None:
+            raise StartError("it has not started yet")
+        item = await read_item(self.table, self.settings.ledger_table, request_id)
+        if item is None:
+            return None
+        lines = [{"at": at, "what": what} for at, what in life(item)]
+        return {"request_id": request_id, "state": item.get("state", "?"), "life": lines, "item": readable(item)}
 
     def _put_capacity(self, region: str, left: float) -> float | None:
         known = Region(region)
@@ -434,12 +464,6 @@ class App:
         self.board.capacity(known).put(left, self.now())
         log.warning("capacity.reported", region=region, capacity=left)
         return self.board.view(known).capacity
-
-    def _totals(self) -> dict[str, int]:
-        def value(name: str, **labels: str) -> int:
-            return int(self.registry.get_sample_value(f"dispatcher_{name}", labels) or 0)
-
-        return {"received": value("received_total")} | {o.value: value("messages_total", outcome=o) for o in Outcome}
 
 
 class _DeadLetterDepth:

@@ -509,6 +509,7 @@ class Board:
                 "budget": view.budget(),
                 "breaker": view.breaker,
                 "health": view.health,
+                "reason": view.reason,
             }
             for region, view in views.items()
         }

@@ -22,6 +22,7 @@ from rich.progress import Progress, TaskID
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
 from dispatcher.policy.decode import REQUEST_ID_MAX
+from dispatcher.policy.life import life, readable
 from dispatcher.policy.printable import printable
 from dispatcher.settings import HttpSettings, load, load_http, region_name, unknown_variables
 
@@ -225,12 +226,12 @@ def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
         if item is None:
             _fail(f"the ledger knows no request {request_id!r}: not received yet, rejected, or forgotten")
         if as_json:
-            _print_json(item)
+            _print_json(readable(item))
         else:
             click.echo(f"{request_id}: {item.get('state', '?')}")
-            for line in look.life(item):
-                click.echo(line)
-            _print_table([["", name, value] for name, value in item.items()])
+            for at, what in life(item):
+                click.echo(f"{at:24}  {printable(what)}")
+            _print_table([["", name, printable(value)] for name, value in readable(item).items()])
         return
     regions = _with_clients(lambda clients: look.regions(settings, clients))
     if as_json:

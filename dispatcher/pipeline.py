@@ -124,6 +124,7 @@ class Pipeline:
     random: Random
     fair: bool = False  # a tenant's messages form an SQS message group
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
+    chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
 
     async def carry(self, flight: Flight) -> Outcome:
         """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
@@ -188,6 +189,8 @@ class Pipeline:
         choice = self.board.book(flight, message.model_name, message.priority, without)
         if choice and choice.shadow:
             self.metrics.shadow(choice.region, choice.shadow)
+        if choice:
+            self.chose(message, choice)
         return choice
 
     async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
@@ -210,6 +213,7 @@ class Pipeline:
                     if old.region is not None:
                         flight.sent_perhaps = True
                         choice = self.board.follow(flight, message.model_name, old.region)
+                        self.chose(message, choice)
                         if choice.region == old.region:
                             copy_in = old.region
                             flight.step = Step.SENDING  # from here on it is never released: a copy may be there

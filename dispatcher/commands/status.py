@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -17,7 +16,6 @@ from dispatcher.settings import Settings
 
 POOL = 4
 ATTEMPTS = 2
-_TIMES = ("claimed_at", "dispatched_at", "moved_at", "moving_until", "lease_end", "expires_at")
 
 
 async def regions(settings: Settings, clients: Clients) -> dict[str, dict[str, Any]]:
@@ -41,17 +39,14 @@ async def regions(settings: Settings, clients: Clients) -> dict[str, dict[str, A
     explained = {str(region): values for region, values in board.explain().items()}
     for values, depth in zip(explained.values(), read, strict=True):
         if not isinstance(depth, Depth):
-            values["health"] = f"unreadable: {depth}"
+            values["health"], values["reason"] = "unreadable", str(depth)
     return explained
 
 
 async def request(settings: Settings, clients: Clients, request_id: str) -> Mapping[str, Any] | None:
-    """Return what the ledger knows of a request, times in RFC 3339; None if it knows nothing. Raises AwsError."""
+    """Return what the ledger knows of a request; None if it knows nothing. Raises AwsError."""
     table = await clients.open("dynamodb", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
-    item = await read_item(table, settings.ledger_table, request_id)
-    if item is None:
-        return None
-    return {name: _readable(name, value) for name, value in sorted(item.items())}
+    return await read_item(table, settings.ledger_table, request_id)
 
 
 async def _depth(clients: Clients, region: Region, urls: Sequence[str]) -> Depth | AwsError:
@@ -60,41 +55,3 @@ async def _depth(clients: Clients, region: Region, urls: Sequence[str]) -> Depth
         return await read_depths(caller, urls)
     except AwsError as fault:
         return fault
-
-
-def life(item: Mapping[str, Any]) -> list[str]:
-    """Return what happened to a request, a line for each thing, from what `request` returned."""
-    lines = []
-    wait = (
-        f", where {float(item['projected_wait_s']):.1f} s of wait were projected" if "projected_wait_s" in item else ""
-    )
-    if "claimed_at" in item:
-        whose = f"for message {item.get('source_message_id', '?')} of the master queue"
-        lines.append(f"{item['claimed_at']}  claimed {whose}")
-    region = item.get("region")
-    if region:
-        lines.append(f"{'':24}  {region} chosen by {item.get('policy', 'an older version')}{wait}")
-    if "dispatched_at" in item:
-        lines.append(f"{item['dispatched_at']}  dispatched, as SQS message {item.get('sqs_message_id', '?')}")
-    if "moved_at" in item:
-        lines.append(
-            f"{item['moved_at']}  rescued from {item.get('moved_from', '?')}: the lines above name the new Region"
-        )
-    if "mover" in item:
-        lines.append(f"{item['moving_until']}  until then it is being moved to {item.get('moving_to', '?')}")
-    match item.get("state"):
-        case "claimed":
-            lines.append(f"{item['lease_end']}  until then a dispatcher has it; after that the next one takes over")
-        case "released":
-            lines.append(f"{'now':24}  released: no Region has it, its message is in the master queue")
-        case "rejected":
-            lines.append(f"{'now':24}  rejected: its message is in the dead-letter queue")
-    if "expires_at" in item:
-        lines.append(f"{item['expires_at']}  until then a duplicate is known as one")
-    return lines
-
-
-def _readable(name: str, value: str) -> str:
-    if name in _TIMES and float(value) > 0:
-        return datetime.fromtimestamp(float(value), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return value

@@ -88,7 +88,7 @@ class QueueGauges:
             depth = await read()
         except AwsError as fault:
             self.metrics.error(Stage.DEPTH, fault.cause)
-            log.info("gauge.unread", queue=queue, region=region, fault=str(fault))
+            log.warning("gauge.unread", queue=queue, region=region, fault=str(fault))
         else:
             if depth is not None:
                 show_depth(self.metrics, queue, region, depth)

@@ -16,6 +16,7 @@ from dispatcher.model import Policy
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker, BreakerState
 from dispatcher.telemetry.heartbeats import Heartbeats
+from dispatcher.telemetry.live import Live
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -33,6 +34,7 @@ class Pulse:
     lifecycle: Lifecycle
     heartbeats: Heartbeats
     metrics: Metrics
+    live: Live
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -43,6 +45,7 @@ class Pulse:
         while True:
             self.heartbeats.beat("pulse")
             self.show()
+            self.live.sample()
             holding = self.gate.holding()
             if holding != was_holding:
                 log.info("intake.holding" if holding else "intake.receiving", reason=holding)

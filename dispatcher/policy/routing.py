@@ -112,7 +112,7 @@ class RegionView:
 
     @property
     def health(self) -> str:
-        """Why it gets messages or not, in words."""
+        """Whether it gets messages, in a word or two; `reason` has the sentence."""
         if self.weight == 0:
             return "withdrawn"
         if self.breaker is not BreakerState.CLOSED:
@@ -128,6 +128,35 @@ class RegionView:
         if self.allowance <= 0:
             return "waiting for its part of the room"
         return str(self.freshness) if self.budget() else "budget spent"
+
+    @property
+    def reason(self) -> str:
+        """What `health` means, as a sentence for whoever watches."""
+        age = f"its depth was last read {self.age_s:.0f} s ago" if self.depth else "its depth was never read"
+        match self.health:
+            case "withdrawn":
+                return "Its weight is 0: it gets none until that is changed."
+            case "breaker open":
+                return "Sending there fails: it gets none until its queue answers again."
+            case "breaker half-open":
+                return "Its queue answers again: one message at a time goes there, to see."
+            case "unknown":
+                return f"{age.capitalize()}: it gets a message now and then, to see."
+            case "stalled":
+                return "Messages wait there and no worker takes one: it gets 2 % at most, to see."
+            case "overloaded":
+                return f"It reached its threshold: it gets none until it is down to {RESUME * self.threshold:.0f}."
+            case "slow":
+                return "Half of all that is under way goes there and is not answered: it gets none until that is."
+            case "waiting for its part of the room":
+                return "The other dispatchers have its room until the next report, seconds from now."
+            case "budget spent":
+                return "What it had room for is sent: it gets more when its workers took some."
+            case Freshness.STALE:
+                return f"{age.capitalize()}: it gets half of its share."
+        if self.capacity < 0.995:
+            return f"It works with {100 * self.capacity:.0f} % of its workers, as far as known."
+        return "It gets its share of new messages."
 
 
 def weights(policy: Policy, views: Mapping[Region, RegionView], *, k: float, w0_s: float = W0_S) -> dict[Region, float]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -12,6 +12,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from dispatcher.policy.printable import printable
 
 log = structlog.get_logger()
+
+_told: list[Callable[[Mapping[str, Any]], None]] = []
+
+
+def tell_warnings_to(hears: Callable[[Mapping[str, Any]], None]) -> None:
+    """From now on `hears` is told of each line from warning up, and nobody else."""
+    _told[:] = [hears]
 
 
 def configure(level: str, style: Literal["json", "console"] | None) -> None:
@@ -22,6 +29,7 @@ def configure(level: str, style: Literal["json", "console"] | None) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            _tell,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             *([_printable, structlog.dev.ConsoleRenderer()] if console else [structlog.processors.JSONRenderer()]),
@@ -36,6 +44,13 @@ def configure(level: str, style: Literal["json", "console"] | None) -> None:
     handler.setFormatter(_Lines(console=console))
     handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+
+
+def _tell(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if level not in ("debug", "info"):
+        for hears in _told:
+            hears(event)
+    return event
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,12 +1,12 @@
-"""The HTTP endpoints. They answer from memory and never call AWS."""
+"""The HTTP endpoints. They answer from memory; only a look-up of a request asks AWS."""
 
 import asyncio
 import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,39 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from dispatcher.errors import DispatcherError
+from dispatcher.policy.decode import REQUEST_ID_MAX
+
 WRITES_BURST, WRITES_PER_SECOND = 20, 1.0
 """Whoever reports capacity needs far less."""
 CONNECTIONS_MAX = 100
 """Open at once: the oldest gives way, so that neither half a request nor a thousand keep a health check out."""
 BODY_BYTES_MAX = 4096
-_PAGE = Path(__file__).with_name("page.html")
+STREAMS_MAX = 20
+"""Pages that are open at once."""
+STREAM_WRITE_S = 10.0  # whoever does not read for so long has gone
+LOOK_UP_S = 5.0
+_PAGE = Path(__file__).with_name("page")
+_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_SAFE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Of every answer: nothing from elsewhere, nothing inline, in nobody's frame."""
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
+async def _nowhere(_: str) -> None:
+    return None
 
 
 class Limit:
@@ -53,19 +80,29 @@ class Probes:
     token: str | None = None  # whoever shows it may report capacity; None: nobody may
     put_capacity: Callable[[str, float], float | None] = lambda _region, _left: None
     """Returns the capacity that is in force then; None: there is no such Region."""
+    next_sample: Callable[[], Awaitable[None]] = _never  # returns when there is something new to say
+    find: Callable[[str], Awaitable[Mapping[str, Any] | None]] = _nowhere
+    """Returns what happened to a request; None: nobody knows of it. Raises DispatcherError."""
     writes: Limit = field(default_factory=Limit)  # of whoever shows the token
     guesses: Limit = field(default_factory=Limit)  # of everybody else: they cannot use up the others' turns
+    look_ups: Limit = field(default_factory=Limit)
+    _streams: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
         """Listen, and give the port (the system's choice for 0). Raises OSError if it is taken."""
         app = web.Application(client_max_size=BODY_BYTES_MAX)
-        app.router.add_get("/", self._page)
+        for path in _FILES:
+            app.router.add_get(f"/{path}", self._page)
+        app.router.add_get("/events", self._events)
+        app.router.add_get("/requests", self._request)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._status)
         app.router.add_post("/regions/{region}/capacity", self._capacity)
+        app.on_response_prepare.append(_harden)
+        app.on_shutdown.append(self._end_streams)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         handlers = runner.server
@@ -83,8 +120,52 @@ class Probes:
         finally:
             await runner.cleanup()
 
-    async def _page(self, _: web.Request) -> web.Response:
-        return web.Response(text=_PAGE.read_text(encoding="utf-8"), content_type="text/html")
+    async def _page(self, request: web.Request) -> web.Response:
+        file = _PAGE / _FILES[request.path[1:]]
+        return web.Response(text=file.read_text(encoding="utf-8"), content_type=_KINDS[file.suffix], charset="utf-8")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events: the status at once, and again with every sample."""
+        task = asyncio.current_task()
+        if task is None or len(self._streams) >= STREAMS_MAX:
+            return _refusal(503, f"{STREAMS_MAX} pages are open already")
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        self._streams.add(task)
+        try:
+            await stream.prepare(request)
+            await stream.write(b"retry: 1000\n\n")
+            while True:
+                async with asyncio.timeout(STREAM_WRITE_S):
+                    await stream.write(f"data: {json.dumps(self.status())}\n\n".encode())
+                await self.next_sample()
+        except (ConnectionError, TimeoutError):
+            return stream  # nobody reads any more
+        finally:
+            self._streams.discard(task)
+
+    async def _end_streams(self, _: web.Application) -> None:
+        for stream in list(self._streams):
+            stream.cancel()
+            with suppress(asyncio.CancelledError):
+                await stream
+
+    async def _request(self, request: web.Request) -> web.Response:
+        """Where is the request `?id=…`? The only answer that AWS is asked for."""
+        request_id = request.query.get("id", "")
+        if not 1 <= len(request_id) <= REQUEST_ID_MAX:
+            return _refusal(400, f"say which: /requests?id=…, 1 to {REQUEST_ID_MAX} characters")
+        if not self.look_ups.admits():
+            return _refusal(429, f"too often: {WRITES_BURST} at once and {WRITES_PER_SECOND:g} a second are answered")
+        try:
+            async with asyncio.timeout(LOOK_UP_S):
+                found = await self.find(request_id)
+        except TimeoutError:
+            return _refusal(503, f"the ledger did not answer within {LOOK_UP_S:g} s; ask again")
+        except DispatcherError as fault:
+            return _refusal(503, f"the ledger cannot be asked now: {fault}")
+        if found is None:
+            return _refusal(404, "the ledger knows no such request: not received yet, rejected unclaimed, or forgotten")
+        return web.json_response(found)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _verdict(self.stuck())
@@ -122,6 +203,10 @@ class Probes:
         if capacity is None:
             return _refusal(404, f"no Region {region[:64]!r} in DISPATCHER_REGIONS")
         return web.json_response({"region": region, "capacity": round(capacity, 3)})
+
+
+async def _harden(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_SAFE)
 
 
 def _refusal(status: int, why: str) -> web.Response:

@@ -247,7 +247,7 @@ async def test_a_table_outage_of_10_s_forwards_nothing_unclaimed_and_burns_no_re
     world: World, hows: tuple[How, ...]
 ) -> None:
     """Messages arrive while the table is away. Intake stops, what is held is kept, and it goes on by itself."""
-    dispatcher = await world.start()
+    dispatcher = await world.start(VISIBILITY_SECONDS="30", CLAIM_LEASE_SECONDS="20")  # none lapses on a busy machine
     before, during, after = requests(20, "before"), requests(200, "during"), requests(20, "after")
     await world.send(before)
     await world.until_master_is_empty()

@@ -375,14 +375,14 @@ async def test_a_redelivery_after_the_deadline_of_what_was_dispatched_is_a_dupli
     """Dispatched in time, deleted too late: it is nobody's failure."""
     from datetime import UTC, datetime, timedelta
 
-    soon = (datetime.now(UTC) + timedelta(seconds=6)).isoformat()
-    body = request("r", metadata={"deadline": soon})
     with world.proxy.having(Fault(How.HANG, "DeleteMessageBatch")):
         first = await world.start()
+        deadline = datetime.now(UTC) + timedelta(seconds=10)
+        body = request("r", metadata={"deadline": deadline.isoformat()})
         await world.send([body])
         await until(lambda: first.logged("message.dispatched"), "dispatched")
         await first.kill()
-    await asyncio.sleep(6)
+    await asyncio.sleep(max(0.0, (deadline - datetime.now(UTC)).total_seconds()))
     second = await world.start()
     await world.until_master_is_empty()
     await world.assert_each_once([body])

@@ -1,6 +1,7 @@
 """Contract §5: the endpoints, over real HTTP."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -76,8 +77,9 @@ async def test_status_is_json_and_other_paths_are_not_there(host: Host) -> None:
 async def test_the_page_for_people_asks_for_nothing_from_elsewhere(host: Host) -> None:
     status, kind, text = await host.get("/")
     assert (status, kind) == (200, "text/html; charset=utf-8")
-    assert 'fetch("/status")' in text
-    assert "//" not in text.replace("<!doctype", "")
+    assert not re.search(r"<(script|style)>|\son\w+=|style=|//", text.replace("<!doctype", "")), "nothing inline"
+    for path, kind in (("/page.js", "text/javascript"), ("/page.css", "text/css")):
+        assert (await host.get(path))[:2] == (200, f"{kind}; charset=utf-8")
 
 
 TOKEN = "a-token-of-some-length"
@@ -96,7 +98,9 @@ async def test_writes_are_few_a_second_and_guesses_use_up_nobody_else_s() -> Non
         return left
 
     limits = [Limit(lambda: time.now) for _ in range(2)]
-    probes = Probes(list, list, dict, CollectorRegistry(), lambda: None, TOKEN, take, *limits)
+    probes = Probes(
+        list, list, dict, CollectorRegistry(), lambda: None, TOKEN, take, writes=limits[0], guesses=limits[1]
+    )
     async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
 
         async def post(token: str = TOKEN, body: str = '{"capacity": 1}') -> int:
