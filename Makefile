@@ -27,8 +27,12 @@ layers: setup  ## Imports point one way
 	@$(BIN)/lint-imports --no-cache | tail -n 8
 
 check: setup  ## What CI runs
+	@.ci/browser
 	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types layers check-deploy
 	@$(MAKE) --no-print-directory test
+
+page: setup  ## The page at / in a real Chromium; screenshots in build/page
+	@.ci/browser && $(BIN)/pytest -n 2 -q tests/page $(ARGS)
 
 check-deploy: setup .venv-deploy/.ready  ## Terraform, Dockerfile, compose, alerts, dashboards: all that needs no account
 	@.ci/tools && .ci/deploy
@@ -115,4 +119,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-deploy
 	@VIRTUAL_ENV=.venv-deploy $(UV) pip install --quiet --require-hashes -r requirements/deploy.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean
+.PHONY: help setup demo test lint types layers check page check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean

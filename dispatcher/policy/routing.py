@@ -143,7 +143,7 @@ class RegionView:
             case "unknown":
                 return f"{age.capitalize()}: it gets a message now and then, to see."
             case "stalled":
-                return "Messages wait there and no worker takes one: it gets 2 % at most, to see."
+                return "Messages wait there and no worker takes one: it gets next to none while others do better."
             case "overloaded":
                 return f"It reached its threshold: it gets none until it is down to {RESUME * self.threshold:.0f}."
             case "slow":

@@ -205,7 +205,7 @@ class World:
 
     async def start(self, *, ready: bool = True, **settings: str) -> Dispatcher:
         """Start a dispatcher behind the proxy; `settings` without their prefix."""
-        port = free_port()
+        port = int(settings.get("HTTP_PORT", 0)) or free_port()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DISPATCHER_"))},
             **self.cloud.environment,
