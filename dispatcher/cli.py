@@ -1,14 +1,20 @@
 """Commands: read arguments, call what does the work, print, return an exit status. Nothing is decided here."""
 
 import asyncio
+import io
 import json
 import math
+import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,10 +30,12 @@ from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
 from dispatcher.policy.decode import REQUEST_ID_MAX
 from dispatcher.policy.life import life, readable
 from dispatcher.policy.printable import printable
-from dispatcher.settings import HttpSettings, load, load_http, region_name, unknown_variables
+from dispatcher.settings import HttpSettings, Settings, load, load_http, region_name, unknown_variables
 
 BAD_CONFIGURATION = 2
 HEALTHCHECK_S = 3.0
+FAULTS_SHOWN = 20
+PATIENCE_S = 1.0
 
 _config = click.option(
     "--config",
@@ -39,17 +47,28 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="dispatcher")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Put each asynchronous GPU-inference request, once, on the queue of the AWS Region that will serve it soonest.
 
-    Settings come from DISPATCHER_… variables, or from a TOML file given with --config.
+    Settings come from DISPATCHER_… variables, or from a TOML file given with --config. Exit status 0: done; 1: not, and
+    one line on standard error says why; 2: wrong settings or arguments, and nothing was contacted.
+
+    \b
+    Example: dispatcher demo
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 @main.command()
 @_config
 def run(config: Path | None) -> None:
-    """Run the daemon. SIGTERM or SIGINT drains it; a second one stops it at once."""
+    """Run the daemon. SIGTERM or SIGINT drains it; a second one stops it at once.
+
+    \b
+    Example: DISPATCHER_HTTP_PORT=9000 dispatcher run --config dispatcher.toml
+    """
     settings = _loaded(load, config)
     for name in unknown_variables():
         click.echo(f"dispatcher: {name} is not a setting; it is ignored", err=True)
@@ -73,7 +92,11 @@ def run(config: Path | None) -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same messages.")
 @_json
 def demo(messages: int, seed: int, as_json: bool) -> None:
-    """Show the whole system on this machine: emulated AWS, three Regions with GPU workers, one Spot interruption."""
+    """Show the whole system on this machine: emulated AWS, three Regions with GPU workers, one Spot interruption.
+
+    \b
+    Example: dispatcher demo --requests 500
+    """
     from dispatcher.demo import cloud, show
 
     console = Console(stderr=as_json)
@@ -90,18 +113,31 @@ def demo(messages: int, seed: int, as_json: bool) -> None:
 
 @main.command()
 @_config
-def healthcheck(config: Path | None) -> None:
-    """Ask the local /healthz; exit status 0: healthy. For container health checks."""
+@_json
+def healthcheck(config: Path | None, as_json: bool) -> None:
+    """Ask the local /healthz; exit status 0: healthy. For container health checks.
+
+    \b
+    Example: dispatcher healthcheck
+    """
     settings: HttpSettings = _loaded(load_http, config)
     host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
     url = f"http://{host}:{settings.http_port}/healthz"
+    healthy = False
     try:
         with urlopen(url, timeout=HEALTHCHECK_S) as answer:
-            click.echo(f"healthy: {url} answered {answer.status}")
+            healthy, said = True, f"answered {answer.status}"
     except HTTPError as unwell:
-        _fail(f"unhealthy: {url} answered {unwell.code}: {unwell.read().decode(errors='replace')}")
+        said = f"answered {unwell.code}: {unwell.read().decode(errors='replace')}"
     except (URLError, OSError) as fault:
-        _fail(f"unhealthy: {url} does not answer: {fault}")
+        said = f"does not answer: {fault}"
+    if as_json:
+        _print_json({"healthy": healthy, "url": url, "detail": said})
+    elif healthy:
+        click.echo(f"healthy: {url} {said}")
+    else:
+        _fail(f"unhealthy: {url} {said}")
+    sys.exit(0 if healthy else 1)
 
 
 @main.command()
@@ -111,7 +147,11 @@ def healthcheck(config: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Create on AWS itself, too.")
 @_json
 def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) -> None:
-    """Create queues, dead-letter queues and table on an emulator, and print the settings to use. Idempotent."""
+    """Create queues, dead-letter queues and table on an emulator, and print the settings to use. Idempotent.
+
+    \b
+    Example: eval "$(dispatcher init --regions us-east-1,eu-west-1)"
+    """
     from dispatcher.aws.provision import Resources, provision
     from dispatcher.model import Region
 
@@ -148,8 +188,12 @@ def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) ->
 @_config
 @_json
 def check(config: Path | None, as_json: bool) -> None:
-    """Look at every resource: is it there, may it be used, do its settings fit? Changes nothing."""
-    from dispatcher.commands.check import Finding
+    """Look at every resource: is it there, may it be used, do its settings fit? Says what to do; changes nothing.
+
+    \b
+    Example: dispatcher check --config dispatcher.toml
+    """
+    from dispatcher.commands.check import Finding, Level
     from dispatcher.commands.check import check as look
 
     settings = _loaded(load, config)
@@ -159,94 +203,223 @@ def check(config: Path | None, as_json: bool) -> None:
         async for finding in look(settings, clients):
             findings.append(finding)
             if not as_json:
-                mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
-                click.echo(f"{mark} {finding.what}: {finding.detail}")
+                mark = click.style(f"{finding.level:4}", fg=colours[finding.level])
+                todo = f"; {finding.todo}" if finding.todo else ""
+                click.echo(f"{mark} {finding.what}: {printable(finding.detail)}{todo}")
         return findings
 
-    findings = _with_clients(all_of_it)
+    colours = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+    findings = _with_clients(all_of_it, patience="asking AWS, all resources at once …")
     if as_json:
-        _print_json([{"ok": f.ok, "what": f.what, "detail": f.detail} for f in findings])
+        _print_json(
+            [
+                {"ok": f.ok, "level": f.level.lower(), "what": f.what, "detail": f.detail, "todo": f.todo}
+                for f in findings
+            ]
+        )
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 @main.command()
-@click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True, exists=True), required=False)
 @click.option("--count", type=click.IntRange(min=1), help="Send that many made-up requests instead of a file.")
 @click.option("--again", is_flag=True, help="Dispatch requests that were dispatched before once more, on purpose.")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where it is written down what was sent.  [default: FILE.sent; none for standard input]",
+)
 @_config
 @_json
-def submit(file: Any, count: int | None, again: bool, config: Path | None, as_json: bool) -> None:
-    """Validate requests and send them to the master queue: one JSON object a line, from FILE or - (standard input)."""
+def submit(
+    file: Path | None, count: int | None, again: bool, journal: Path | None, config: Path | None, as_json: bool
+) -> None:
+    """Validate requests and send them to the master queue: one JSON object a line, from FILE or - (standard input).
+
+    Nothing is sent unless every line is valid. When it was cut off, or some could not be sent, the same command sends
+    the rest: what was sent is in the journal, which is removed at the end.
+
+    \b
+    Example: dispatcher submit requests.jsonl
+    Example: generate | dispatcher submit - --journal today.sent
+    """
     from dispatcher.commands import submit as submission
 
     settings = _loaded(load, config)
     if (file is None) == (count is None):
         raise click.UsageError("say either FILE (- for standard input) or --count N")
-    faults: list[str] = []
-    if count is not None:
-        bodies = submission.made_up(count)
-    else:
+    if journal and count:
+        raise click.UsageError("--journal is for a FILE or standard input")
+    sent = left_out = 0
+    failed: list[str] = []
+    with _spooled(file) as lines, _progress() as progress:
+        bodies: Iterable[tuple[int, str]] = enumerate(submission.made_up(count or 0), 1)
+        total = count or 0
+        if file is not None:
+            total = _validated(submission.requests(lines), progress)
+            lines.seek(0)
+            bodies = submission.requests(lines)
+            if journal is None and str(file) != "-":
+                journal = file.with_name(f"{file.name}.sent")
         try:
-            bodies, faults = submission.validated(file)
-        except UnicodeDecodeError as wrong:
-            _fail(f"{file.name} is not UTF-8: {wrong}")
-    if faults:
-        for fault in faults[:20]:
-            click.echo(f"dispatcher: {fault}", err=True)
-        _fail(f"{len(faults)} of {len(bodies)} requests are not valid; none was sent")
-    with _progress() as progress:
-        bar = progress.add_task("sending", total=len(bodies))
-        failed = _with_clients(
-            lambda clients: submission.submit(
-                settings, clients, bodies, again=again, sent=lambda: progress.advance(bar)
-            )
-        )
-    for fault in failed[:20]:
-        click.echo(f"dispatcher: {fault}", err=True)
+            written = submission.Journal(journal)
+            left_out = min(written.found, total)
+            with written.writing() as write:
+                bar = progress.add_task("sending", total=total - left_out)
+
+                def was_sent(body: str) -> None:
+                    nonlocal sent
+                    write(body)
+                    sent += 1
+                    progress.advance(bar)
+
+                rest = ((number, body) for number, body in bodies if not written.has(body))
+                failed = _with_clients(
+                    lambda clients: submission.submit(settings, clients, rest, again=again, sent=was_sent)
+                )
+        except ConfigurationError as fault:
+            _fail(str(fault))
+        except KeyboardInterrupt:
+            _fail(f"ended early: {sent} of {total - left_out} were sent; the same command sends the rest")
+    if not failed:
+        written.finish()
+    for line in failed[:FAULTS_SHOWN]:
+        click.echo(f"dispatcher: {line}", err=True)
     if as_json:
-        _print_json({"sent": len(bodies) - len(failed), "failed": len(failed)})
+        _print_json({"sent": sent, "sent_before": left_out, "failed": len(failed)})
     else:
-        click.echo(f"sent {len(bodies) - len(failed)} of {len(bodies)} requests")
+        before = f" ({left_out} were sent before)" if left_out else ""
+        click.echo(f"sent {sent} of {total - left_out} requests{before}")
     sys.exit(1 if failed else 0)
+
+
+@contextmanager
+def _spooled(file: Path | None) -> Iterator[Any]:
+    """Give the lines of a file, or of a copy of standard input: they are read twice, first to validate."""
+    try:
+        if file is not None and str(file) != "-":
+            with file.open("rb") as source:
+                yield io.TextIOWrapper(source, encoding="utf-8", errors="strict", newline="\n")
+            return
+        with tempfile.TemporaryFile() as copy:
+            if file is not None:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+                copy.seek(0)
+            yield io.TextIOWrapper(copy, encoding="utf-8", errors="strict", newline="\n")
+    except UnicodeDecodeError as wrong:
+        _fail(f"{file} is not UTF-8: {wrong}; nothing was sent")
+    except OSError as fault:
+        _fail(f"{file}: {fault.strerror}")
+
+
+def _validated(requests: Iterable[tuple[int, str]], progress: Progress) -> int:
+    """Return how many requests there are; with a faulty one among them, say which, and end."""
+    from dispatcher.commands import submit as submission
+
+    bar = progress.add_task("validating", total=None)
+    total = 0
+    faults: list[str] = []
+    for number, body in requests:
+        total += 1
+        progress.advance(bar)
+        if fault := submission.fault_of(number, body):
+            faults.append(fault)
+    progress.remove_task(bar)
+    for fault in faults[:FAULTS_SHOWN]:
+        click.echo(f"dispatcher: {fault}", err=True)
+    if faults:
+        more = f" ({len(faults) - FAULTS_SHOWN} more are not shown)" if len(faults) > FAULTS_SHOWN else ""
+        _fail(f"{len(faults)} of {total} requests are not valid{more}; none was sent")
+    return total
 
 
 @main.command()
 @click.argument("request_id", required=False)
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--every", "every_s", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
 @_config
 @_json
-def status(request_id: str | None, config: Path | None, as_json: bool) -> None:
-    """Show depth, weight and health of every Region; or, with REQUEST_ID, where that request is."""
+def status(request_id: str | None, watch: bool, every_s: float, config: Path | None, as_json: bool) -> None:
+    """Show depth, weight and health of every Region; or, with REQUEST_ID, where that request is.
+
+    It reads AWS itself and needs no daemon; with --json, --watch prints a line of JSON each time.
+
+    \b
+    Example: dispatcher status --watch
+    Example: dispatcher status req-4be6d9a1
+    """
     from dispatcher.commands import status as look
 
     settings = _loaded(load, config)
-    if request_id is not None:
-        if not 1 <= len(request_id) <= REQUEST_ID_MAX:
-            raise click.UsageError(f"a request id has 1 to {REQUEST_ID_MAX} characters")
-        item = _with_clients(lambda clients: look.request(settings, clients, request_id))
-        if item is None:
-            _fail(f"the ledger knows no request {request_id!r}: not received yet, rejected, or forgotten")
-        if as_json:
-            _print_json(readable(item))
-        else:
-            click.echo(f"{request_id}: {item.get('state', '?')}")
-            for at, what in life(item):
-                click.echo(f"{at:24}  {printable(what)}")
-            _print_table([["", name, printable(value)] for name, value in readable(item).items()])
-        return
-    regions = _with_clients(lambda clients: look.regions(settings, clients))
+    if request_id is not None and not 1 <= len(request_id) <= REQUEST_ID_MAX:
+        raise click.UsageError(f"a request id has 1 to {REQUEST_ID_MAX} characters")
+
+    async def show(clients: Any) -> bool:
+        while True:
+            if request_id is not None:
+                known = _show_request(request_id, await look.request(settings, clients, request_id), as_json, watch)
+            else:
+                known = _show_regions(settings, await look.regions(settings, clients), as_json, watch)
+            if not watch:
+                return known
+            await asyncio.sleep(every_s)
+
+    try:
+        known = _with_clients(show, patience="asking AWS …")
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        known = True
+    sys.exit(0 if known else 1)
+
+
+def _show_request(request_id: str, item: Mapping[str, str] | None, as_json: bool, watch: bool) -> bool:
+    if item is None:
+        said = f"the ledger knows no request {request_id!r}: not received yet, rejected unclaimed, or forgotten"
+        if not watch:
+            _fail(said)
+        click.echo(said, err=True)
+        return False
     if as_json:
-        _print_json({"policy": settings.routing_policy, "regions": regions})
+        _print_json(readable(item), one_line=watch)
+        return True
+    _clear(watch)
+    click.echo(f"{printable(request_id)}: {item.get('state', '?')}")
+    for at, what in life(item):
+        click.echo(f"{at:24}  {printable(what)}")
+    _print_table([["", name, printable(value)] for name, value in readable(item).items()])
+    return True
+
+
+_COLUMNS = {
+    "depth": "depth", "in_flight": "in flight", "projected_depth": "projected", "drain_per_second": "drain/s",
+    "projected_wait_seconds": "wait s", "capacity": "capacity", "weight": "weight", "share": "share",
+    "threshold": "threshold", "budget": "budget", "health": "health",
+}  # fmt: skip
+
+
+def _show_regions(settings: Settings, regions: Mapping[str, Mapping[str, Any]], as_json: bool, watch: bool) -> bool:
+    if as_json:
+        _print_json({"policy": settings.routing_policy, "regions": regions}, one_line=watch)
     else:
-        columns = [
-            "depth", "in_flight", "sent_by_others_since_reading", "projected_depth", "drain_per_second",
-            "projected_wait_seconds", "capacity", "weight", "share", "threshold", "budget", "health",
-        ]  # fmt: skip
+        _clear(watch)
         rows = [
-            [region, *("-" if values[c] is None else str(values[c]) for c in columns)]
+            [region, *("-" if values[c] is None else str(values[c]) for c in _COLUMNS)]
             for region, values in regions.items()
         ]
-        _print_table(rows, ["Region", *columns])
-    sys.exit(0 if any(values["depth"] is not None for values in regions.values()) else 1)
+        _print_table(rows, ["Region", *_COLUMNS.values()])
+        for region, values in regions.items():
+            if values["health"] != "fresh":
+                click.echo(f"{region}: {printable(values['reason'])}")
+    return any(values["depth"] is not None for values in regions.values())
+
+
+def _clear(watch: bool) -> None:
+    """Before the next picture: on a terminal in place of the last one, elsewhere below it."""
+    if watch and sys.stdout.isatty():
+        click.clear()
+    if watch:
+        click.echo(datetime.now().astimezone().isoformat(timespec="seconds"))
 
 
 @main.group()
@@ -405,6 +578,22 @@ def dlq_purge(reason: str | None, request_ids: tuple[str, ...], yes: bool, confi
     else:
         click.echo(f"dropped {gone} of {_messages(len(found))}" if found else "nothing to drop")
     sys.exit(0 if gone == len(found) else 1)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion of this command line for a shell.
+
+    \b
+    Example: dispatcher completion bash >> ~/.bashrc
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise AssertionError(f"click knows no {shell}")
+    click.echo(kind(main, {}, "dispatcher", "_DISPATCHER_COMPLETE").source())
 
 
 @main.group()
@@ -576,14 +765,19 @@ def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:
         sys.exit(BAD_CONFIGURATION)
 
 
-def _with_clients(work: Callable[[Any], Any]) -> Any:
-    """Run `work` with AWS clients that are closed afterwards; a fault of AWS ends the command with one line."""
+def _with_clients(work: Callable[[Any], Any], *, patience: str = "") -> Any:
+    """Run `work` with AWS clients that are closed afterwards; a fault of AWS ends the command with one line.
+
+    `patience` is said, once, where somebody looks and it takes longer than a second.
+    """
     from dispatcher.aws.clients import Clients
     from dispatcher.clock import Clock
     from dispatcher.telemetry.metrics import Metrics
 
     async def inside() -> Any:
         async with Clients(Clock(), Metrics.unread()) as clients:
+            if patience and sys.stderr.isatty():
+                asyncio.get_running_loop().call_later(PATIENCE_S, _say, patience)
             return await work(clients)
 
     try:
@@ -648,8 +842,8 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _print_json(value: object, *, one_line: bool = False) -> None:
+    click.echo(json.dumps(value, indent=None if one_line else 2, ensure_ascii=False))
 
 
 def _print_table(rows: list[list[str]], columns: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ class Clock:
     def __init__(self, local: Callable[[], float] = time.time) -> None:
         self._local = local
         self.offset_s = 0.0
+        self.heard = False  # AWS's clock, ever
 
     def now(self) -> float:
         """Epoch seconds on AWS's clock, as far as its answers tell."""
@@ -27,4 +28,5 @@ class Clock:
         AWS's clock stood in [date, date + 1) at some moment of the call, so the offset lies between the two bounds
         below; it moves only as far as they force it to.
         """
+        self.heard = True
         self.offset_s = min(max(self.offset_s, date - answered_at), date + 1 - asked_at)

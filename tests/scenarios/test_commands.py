@@ -13,6 +13,7 @@ import pytest
 
 from dispatcher.demo.cloud import free_port
 from tests.scenarios.conftest import Run
+from tests.scenarios.proxy import Fault, How
 from tests.scenarios.world import REGIONS, World, request, requests, until
 
 
@@ -71,7 +72,7 @@ def test_submit_sends_all_or_says_which_line_is_wrong_and_sends_nothing(
     good = tmp_path / "good.jsonl"
     good.write_text("\n".join(requests(25)) + "\n\n")
     sent = run("submit", str(good), "--json", settings=provisioned)
-    assert json.loads(sent.stdout) == {"sent": 25, "failed": 0}
+    assert json.loads(sent.stdout) == {"sent": 25, "sent_before": 0, "failed": 0}
     wrong = run("submit", "-", settings=provisioned, text=request("a") + "\n{}\n")
     assert wrong.returncode == 1
     assert "line 2: request_id: is required" in wrong.stderr
@@ -79,6 +80,48 @@ def test_submit_sends_all_or_says_which_line_is_wrong_and_sends_nothing(
     assert run("submit", settings=provisioned).returncode == 2
     depth = run("check", "--json", settings=provisioned).stdout
     assert "25 visible" in depth
+
+
+async def test_a_submission_that_was_cut_off_goes_on_where_it_was(world: World, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    twice = requests(1)
+    file.write_text("\n".join(requests(40) + twice) + "\n")
+    settings = world.resources.environment() | {"AWS_ENDPOINT_URL": world.proxy.endpoint}
+    with world.proxy.having(Fault(How.HALF, "SendMessageBatch", times=2)):  # every other one of them is refused
+        first = await asyncio.to_thread(run, "submit", str(file), "--json", settings=settings)
+    assert first.returncode == 1
+    said = json.loads(first.stdout)
+    assert said["failed"] == 10
+    assert said["sent"] == 31
+    assert first.stderr.count("dispatcher: line ") == 10
+    with file.open("a") as more:  # what is added meanwhile is sent, too
+        more.write(request("late") + "\n")
+    second = await asyncio.to_thread(run, "submit", str(file), "--json", settings=settings)
+    assert json.loads(second.stdout) == {"sent": 11, "sent_before": 31, "failed": 0}
+    assert not file.with_name("r.jsonl.sent").exists()
+    arrived = sorted(arrival.body for arrival in await world.left_in_master())
+    assert arrived == sorted([*requests(40), *twice, request("late")])
+
+
+async def test_a_submission_that_is_killed_sends_next_to_nothing_twice(world: World, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text("\n".join(requests(400)) + "\n")
+    settings = world.resources.environment() | {"AWS_ENDPOINT_URL": world.proxy.endpoint}
+    with world.proxy.having(Fault(How.DELAY, "SendMessageBatch", seconds=1.0)):
+        environment = {**os.environ, **world.cloud.environment, **settings}
+        argv = [sys.executable, "-m", "dispatcher", "submit", str(file)]
+        victim = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)  # noqa: ASYNC220  it is started at once
+        journal = file.with_name("r.jsonl.sent")
+        await until(lambda: journal.exists() and len(journal.read_text().split()) >= 80, "some were sent")
+        victim.kill()
+        victim.wait()
+    known = len(journal.read_text().split())
+    journal.write_text(journal.read_text() + "torn")
+    second = await asyncio.to_thread(run, "submit", str(file), "--json", settings=settings)
+    assert json.loads(second.stdout) == {"sent": 400 - known, "sent_before": known, "failed": 0}
+    arrived = [arrival.body for arrival in await world.left_in_master()]
+    assert set(arrived) == set(requests(400))
+    assert len(arrived) <= 400 + 200, "no more than was in hand is sent again, and the ledger drops it"
 
 
 async def test_status_shows_regions_and_the_life_of_one_request(world: World, run: Run) -> None:

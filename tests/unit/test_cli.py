@@ -1,0 +1,146 @@
+"""The command line as such: help, colours, completion, and what becomes of a user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dispatcher import __version__
+from dispatcher.cli import main
+
+CONTRACT = {"run", "demo", "healthcheck", "init", "check", "submit", "status", "dlq", "simulate"}
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+ALL = dict(commands())
+
+
+def test_every_command_of_the_contract_is_there() -> None:
+    assert main.commands.keys() >= CONTRACT
+    assert {("dlq", "list"), ("dlq", "redrive"), ("dlq", "purge")} <= ALL.keys()
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_explains_itself_with_an_example_and_each_option_with_a_word(path: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(main, [*path, "--help"])
+    assert said.exit_code == 0
+    assert "Example: " in said.output
+    assert f"dispatcher {' '.join(path)}" in said.output.split("Example: ", 1)[1]
+    for option in ALL[path].params:
+        assert not isinstance(option, click.Option) or option.help, f"{option.opts} has no help"
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_that_prints_a_result_can_print_it_as_json(path: tuple[str, ...]) -> None:
+    without = {("run",), ("dev", "produce"), ("dev", "workers"), ("completion",)}  # they print no result
+    assert ("--json" in {name for p in ALL[path].params for name in p.opts}) is (path not in without)
+
+
+def test_the_version_comes_from_one_place() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output == f"dispatcher, version {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_that_shell(shell: str) -> None:
+    said = CliRunner().invoke(main, ["completion", shell])
+    assert said.exit_code == 0
+    assert "_DISPATCHER_COMPLETE" in said.output
+
+
+def test_completion_completes() -> None:
+    asked = {**os.environ, "_DISPATCHER_COMPLETE": "bash_complete", "COMP_WORDS": "dispatcher dl", "COMP_CWORD": "1"}
+    program = Path(sys.executable).with_name("dispatcher")
+    said = subprocess.run([program], env=asked, capture_output=True, text=True, timeout=60)
+    assert said.stdout.strip() == "plain,dlq"
+
+
+SETTINGS = {
+    "DISPATCHER_HOME_REGION": "us-east-1",
+    "DISPATCHER_MASTER_QUEUE_URL": "http://127.0.0.1:9/000000000000/m",
+    "DISPATCHER_REGIONS": json.dumps({"us-east-1": "http://127.0.0.1:9/000000000000/r"}),
+    "DISPATCHER_LEDGER_TABLE": "t",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_SECRET_ACCESS_KEY": "x",
+}
+MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
+    (["nonsense"], {}, 2, "No such command"),
+    (["run", "--nonsense"], {}, 2, "No such option"),
+    (["run"], {"DISPATCHER_REGIONS": "{"}, 2, "DISPATCHER_REGIONS: must be JSON"),
+    (["check", "--config", "/"], {}, 2, "is a directory"),
+    (["check", "--config", "/nowhere.toml"], {}, 2, "/nowhere.toml: cannot be read"),
+    (["check"], {"DISPATCHER_LEDGER_TABLE": ""}, 2, "DISPATCHER_LEDGER_TABLE: is required"),
+    (["submit"], {}, 2, "say either FILE"),
+    (["submit", "/nowhere.jsonl"], {}, 2, "does not exist"),
+    (["submit", "/"], {}, 2, "is a directory"),
+    (["submit", "--count", "0"], {}, 2, "0 is not in the range"),
+    (["submit", "--count", "1", "--journal", "x"], {}, 2, "--journal is for"),
+    (["submit", "-", "--journal", "/nowhere/journal"], {}, 1, "the journal /nowhere/journal cannot be written"),
+    (["status", ""], {}, 2, "a request id has"),
+    (["status", "x"], {}, 1, "unreachable"),
+    (["status", "x"], {"AWS_ENDPOINT_URL": "nonsense"}, 1, "Invalid endpoint: nonsense"),
+    (["status", "x"], {"AWS_PROFILE": "nobody", "AWS_CONFIG_FILE": "/nowhere"}, 1, "profile (nobody)"),
+    (["dlq", "redrive", "--rate", "nan"], {}, 2, "--rate"),
+    (["dlq", "list", "--id", ""], {}, 2, "is empty"),
+    (["simulate", "nothing"], {}, 2, "no scenario 'nothing'"),
+    (["simulate", "recorded", "--file", "/nowhere"], {}, 1, "/nowhere"),
+    (["simulate", "--plot", "/nowhere/x.svg"], {}, 2, "there is no folder /nowhere"),
+    (["record", "/nowhere/x.jsonl"], {}, 1, "/nowhere/x.jsonl"),
+    (["init", "--regions", "mars"], {}, 2, "'mars' is not the name of an AWS Region"),
+    (["completion", "tcsh"], {}, 2, "'tcsh' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "settings", "status", "said"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_user_s_mistake_ends_with_a_line_that_says_so_and_never_a_traceback(
+    arguments: list[str], settings: dict[str, str], status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SETTINGS | settings).items():
+        monkeypatch.setenv(name, value)
+    ended = CliRunner().invoke(main, arguments, input="")
+    assert isinstance(ended.exception, SystemExit | None), ended.exception
+    assert (ended.exit_code, said in ended.stderr) == (status, True), ended.output
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(("no_color", "expected"), [("", True), ("1", False)])
+def test_colours_are_for_terminals_and_only_for_who_wants_them(no_color: str, expected: bool) -> None:
+    """On a pseudo-terminal; everywhere else nobody sees an escape, as every other test of output shows."""
+    import pty
+
+    theirs, ours = pty.openpty()
+    environment = {**os.environ, **SETTINGS, "TERM": "xterm", "NO_COLOR": no_color}
+    subprocess.run(
+        [sys.executable, "-m", "dispatcher", "check"], env=environment, stdout=ours, stderr=ours, timeout=100
+    )
+    os.close(ours)
+    seen = b""
+    try:
+        while chunk := os.read(theirs, 65536):
+            seen += chunk
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    os.close(theirs)
+    assert b"cannot be reached" in seen
+    assert (b"\x1b[31mFAIL" in seen) is expected
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    environment = {**os.environ, **SETTINGS}
+    program = f"{sys.executable} -m dispatcher check | head -n 1"
+    ended = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.stdout.startswith("ok   configuration")
+    assert ended.stderr == ""
