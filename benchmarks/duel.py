@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dispatcher.aws.clients import Clients
-from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.provision import Resources, provision
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud, embedded, free_port
 from dispatcher.demo.gpus import Gpus
-from dispatcher.model import Delivery, Outgoing, Policy, Region
+from dispatcher.demo.worker import Job
+from dispatcher.model import Outgoing, Policy, Region
 from dispatcher.telemetry.metrics import Metrics
 
 POOLS = {Region("us-east-1"): 8, Region("us-west-2"): 4, Region("eu-west-1"): 2}
@@ -67,11 +67,9 @@ class Side:
         if not isinstance(made, Resources):
             raise TypeError("provision ends with its resources")
         for region, workers in POOLS.items():
-            receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
-            caller = await clients.open("sqs", region, pool=10, attempts=3)
-            queue = MasterQueue(made.regional_queue_urls[region], receiving, caller, wait_s=1, visibility_s=60)
-            await self.stack.enter_async_context(queue)
-            self.pools.append(Gpus(region, queue, workers, SERVICE_S, self.random, self._served))
+            pool = Gpus(region, made.regional_queue_urls[region], SERVICE_S, self.random, self, _nobody, each=2)
+            self.pools.append(await self.stack.enter_async_context(pool))
+            pool.add(workers)
         sender = await clients.open("sqs", HOME, pool=10, attempts=1)
         self.master = await self.stack.enter_async_context(SendingQueue(made.master_queue_url, sender))
         for number in range(DISPATCHERS):
@@ -101,9 +99,13 @@ class Side:
                     break
                 await asyncio.sleep(0.1)
 
-    def _served(self, _region: Region, delivery: Delivery, began: float) -> None:
-        request_id = json.loads(delivery.body)["request_id"]
-        self.waits.setdefault(request_id, began - self.sent_at[request_id])
+    def find(self, job: Job) -> str | None:
+        """A worker took it; its threads tell."""
+        self.waits.setdefault(job.request_id, time.time() - self.sent_at[job.request_id])
+        return None
+
+    def keep(self, _: Job, result: str) -> str:
+        return result
 
     async def send(self, request_id: str) -> None:
         body = {"request_id": request_id, "model_name": "m", "input_data_url": f"s3://inputs/{request_id}"}
@@ -112,9 +114,9 @@ class Side:
 
     async def kill_pool(self) -> None:
         pool = next(pool for pool in self.pools if pool.region == KILLED)
-        await pool.interrupt(0)
+        pool.interrupt(0)
         await asyncio.sleep(KILLED_S)
-        pool.workers = POOLS[KILLED]
+        pool.add(POOLS[KILLED])
 
     async def close(self) -> None:
         for process in self.processes:
@@ -156,7 +158,6 @@ async def duel(seed: int, seconds: float, policies: list[Policy]) -> dict[str, M
             for side in sides:
                 await side.ready()
             async with asyncio.TaskGroup() as group:
-                working = [group.create_task(pool.run()) for side in sides for pool in side.pools]
                 began = time.monotonic()
                 killed = False
                 for number, at in enumerate(arrivals):
@@ -173,12 +174,14 @@ async def duel(seed: int, seconds: float, policies: list[Policy]) -> dict[str, M
                     await asyncio.sleep(0.5)
                     for side, bar in zip(sides, bars, strict=True):
                         progress.update(bar, completed=len(side.waits))
-                for task in working:
-                    task.cancel()
         finally:
             for side in sides:
                 await side.close()
         return {side.policy: side.summary(len(arrivals)) for side in sides}
+
+
+def _nobody(_topic: str, _request_id: str, _result: str) -> None:
+    """The duel's requests name no topic."""
 
 
 def _answers(url: str) -> bool:

@@ -13,18 +13,19 @@ from random import Random
 
 from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.demo.gpus import Gpus, consumer
+from dispatcher.demo.gpus import GPUS_EACH, Gpus, make_topic
 from dispatcher.demo.traffic import traffic
+from dispatcher.demo.worker import Callbacks, Job
 from dispatcher.errors import AwsError, DispatcherError
-from dispatcher.model import Delivery, Outgoing, Region
+from dispatcher.model import Outgoing, Region
 from dispatcher.settings import Settings, is_aws
 
-WORKERS = (24, 14, 8)
+WORKERS = (24, 12, 8)
 """Of the first Region, the second, …, and again: some Regions have more than others."""
 SERVICE_S = 0.5
 INTERRUPTION_S = 120.0  # mean time between two
 OUTAGE_S = 60.0  # how long the GPUs stay away
-LEFT = 0.25  # of a Region's workers
+LEFT = GPUS_EACH  # of a Region's GPUs
 SAY_S = 10.0
 
 
@@ -45,31 +46,43 @@ async def work(settings: Settings, clients: Clients, seed: int, say: Callable[[s
     await _home(settings, clients)
     random = Random(seed)
     served: Counter[Region] = Counter()
-
-    def count(region: Region, _: Delivery, __: float) -> None:
-        served[region] += 1
-
     async with AsyncExitStack() as stack:
         regions: list[Gpus] = []
-        for (region, rules), workers in zip(settings.regions.items(), itertools.cycle(WORKERS), strict=False):
-            queue = await consumer(clients, region, rules.queue_url, stack)
-            regions.append(Gpus(region, queue, workers, SERVICE_S, random, count))
+        for (region, rules), gpus in zip(settings.regions.items(), itertools.cycle(WORKERS), strict=False):
+            results = _Results(region, served)
+            there = Gpus(region, rules.queue_url, SERVICE_S, random, results, Callbacks())
+            regions.append(await stack.enter_async_context(there))
+            there.add(gpus)
         async with asyncio.TaskGroup() as group:
-            for gpus in regions:
-                group.create_task(gpus.run())
             group.create_task(_interrupt(regions, random, say))
             group.create_task(_report(served, say))
+
+
+class _Results:
+    """What one Region's workers served, for as long as they run."""
+
+    def __init__(self, region: Region, served: Counter[Region]) -> None:
+        self._region = region
+        self._served = served
+        self._kept: dict[str, str] = {}
+
+    def find(self, job: Job) -> str | None:
+        return self._kept.get(job.request_id)
+
+    def keep(self, job: Job, result: str) -> str:
+        self._served[self._region] += 1
+        return self._kept.setdefault(job.request_id, result)
 
 
 async def _interrupt(regions: list[Gpus], random: Random, say: Callable[[str], None]) -> None:
     while True:
         await asyncio.sleep(random.expovariate(1 / INTERRUPTION_S))
         gpus = random.choice(regions)
-        usual = gpus.workers
-        await gpus.interrupt(round(usual * LEFT))
-        say(f"Spot takes GPUs back: {gpus.workers} of {usual} are left in {gpus.region}")
+        usual = len(gpus)
+        gpus.interrupt(LEFT)
+        say(f"Spot takes GPUs back: {len(gpus)} of {usual} are left in {gpus.region}")
         await asyncio.sleep(OUTAGE_S)
-        gpus.workers = usual
+        gpus.add(usual - len(gpus))
         say(f"{usual} GPUs again in {gpus.region}")
 
 
@@ -84,6 +97,9 @@ async def produce(
 ) -> None:
     """Send requests at a steady rate until cancelled, duplicates and bad ones among them. Raises OnAwsError."""
     caller = await _home(settings, clients)
+    topic = await asyncio.to_thread(make_topic, Region(settings.home_region))
+    if topic is None:
+        say("no SNS here: the requests name no callback_sns_topic")
     sent = failed = 0
 
     async def send(body: str) -> None:
@@ -96,7 +112,7 @@ async def produce(
 
     async with SendingQueue(settings.master_queue_url, caller) as queue, asyncio.TaskGroup() as group:
         began = said = time.monotonic()
-        for number, submission in enumerate(s for n in itertools.count(seed) for s in traffic(1000, n)):
+        for number, submission in enumerate(s for n in itertools.count(seed) for s in traffic(1000, n, topic)):
             group.create_task(send(submission.body))
             now = time.monotonic()
             if now - said >= SAY_S:

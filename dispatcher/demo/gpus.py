@@ -1,89 +1,93 @@
-"""Simulated Spot GPU workers: each Region's really drain its queue, over the same protocol as real ones."""
+"""Simulated Spot GPUs: machines, each of which runs the example worker (`worker.py`) as it stands."""
 
 import asyncio
-import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from random import Random
+from threading import Thread
+from typing import Any
 
-from dispatcher.aws.clients import Clients
-from dispatcher.aws.master import MasterQueue
-from dispatcher.errors import AwsError
-from dispatcher.model import Delivery, Region
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from dispatcher.demo.worker import InterruptedByStop, Job, Results, Worker
+from dispatcher.model import Region
+
+GPUS_EACH = 4  # GPUs of one machine
+VISIBILITY_S = 60
+WAIT_S = 1  # so that a machine that is taken back has left within a second
+TOPIC = "inference-results"
 
 
-async def consumer(clients: Clients, region: Region, url: str, stack: AsyncExitStack) -> MasterQueue:
-    """Return a queue as an ordinary consumer sees it, open until `stack` closes."""
-    receiving = await clients.open("sqs", region, pool=2, attempts=1, read_timeout_s=15.0)
-    caller = await clients.open("sqs", region, pool=10, attempts=3)
-    return await stack.enter_async_context(MasterQueue(url, receiving, caller, wait_s=1, visibility_s=60))
-
-
-@dataclass(slots=True, eq=False)
 class Gpus:
-    """One Region's workers. `served` hears of each delivery that a worker has served, and when it began."""
+    """One Region's machines. Use as a context, and `add` some inside; leaving it stops them all."""
 
-    region: Region
-    queue: MasterQueue  # an ordinary consumer of any queue
-    workers: int
-    service_s: float
-    random: Random
-    served: Callable[[Region, Delivery, float], None]
-    _busy: dict[asyncio.Task[None], Delivery] = field(default_factory=dict)
+    def __init__(
+        self,
+        region: Region,
+        queue_url: str,
+        service_s: float,
+        random: Random,
+        results: Results,
+        notify: Callable[[str, str, str], None],
+        *,
+        each: int = GPUS_EACH,
+    ) -> None:
+        self.region = region
+        self._queue_url = queue_url
+        self._service_s = service_s
+        self._random = random
+        self._results = results
+        self._notify = notify
+        self._each = each
+        self._sqs = boto3.client("sqs", region_name=region, config=Config(max_pool_connections=100))
+        self._working: list[Worker] = []
+        self._threads: list[Thread] = []
 
-    async def run(self) -> None:
-        """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                idle = self.workers - len(self._busy)
-                if idle <= 0:
-                    await self._room()
-                    continue
-                try:
-                    deliveries = await self.queue.receive(min(10, idle))
-                except AwsError:
-                    await asyncio.sleep(0.5)  # the emulator is ending, or busy; a worker just asks again
-                    continue
-                gone = len(deliveries) - max(0, self.workers - len(self._busy))  # taken back while they polled
-                for delivery in deliveries[:gone] if gone > 0 else ():
-                    await self._hand_back(delivery)
-                for delivery in deliveries[max(0, gone) :]:
-                    task = group.create_task(self._serve(delivery))
-                    self._busy[task] = delivery
-                    task.add_done_callback(self._idle)
+    async def __aenter__(self) -> "Gpus":
+        return self
 
-    async def _room(self) -> None:
-        """Return when a worker may be idle."""
-        if self._busy:
-            await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(0.1)  # there is none at all
+    async def __aexit__(self, *_: object) -> None:
+        self.interrupt(0)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
-    async def interrupt(self, left: int) -> int:
-        """Spot takes GPUs back until `left` are there: what they work on goes back to the queue. Return how many."""
-        busy = list(self._busy.items())
-        victims = self.random.sample(busy, round(len(busy) * (self.workers - left) / self.workers))
-        self.workers = left
-        for task, _ in victims:  # all of them before the first await, or one may finish in between
-            task.cancel()
-        for _, delivery in victims:
-            await self._hand_back(delivery)
-        return len(victims)
+    def __len__(self) -> int:
+        return sum(worker.gpus for worker in self._working)
 
-    async def _hand_back(self, delivery: Delivery) -> None:
-        with suppress(AwsError):  # it returns when its visibility ends
-            await self.queue.keep_invisible(delivery, 0)
+    def add(self, gpus: int) -> None:
+        """Start so many more: whole machines."""
+        for _ in range(gpus // self._each):
+            worker = Worker(
+                self._sqs,
+                self._queue_url,
+                self._serve,
+                self._results,
+                self._notify,
+                gpus=self._each,
+                visibility_s=VISIBILITY_S,
+                wait_s=WAIT_S,
+            )
+            self._working.append(worker)
+            self._threads.append(Thread(target=worker.run, name=f"worker {self.region}"))
+            self._threads[-1].start()
 
-    async def _serve(self, delivery: Delivery) -> None:
-        began = time.time()
-        await asyncio.sleep(self.service_s * self.random.uniform(0.7, 1.3))
-        task = asyncio.current_task()
-        if task is not None:
-            self._idle(task)  # too late for an interruption to hand it back
-        self.served(self.region, delivery, began)
-        with suppress(AwsError):  # it comes again then, as to any worker
-            await self.queue.acknowledge(delivery)
+    def interrupt(self, left: int) -> int:
+        """Spot takes machines back until `left` GPUs are there; return how many requests they hand back."""
+        gone = self._working[left // self._each :]
+        del self._working[left // self._each :]
+        return sum(worker.stop() for worker in gone)
 
-    def _idle(self, task: asyncio.Task[None]) -> None:
-        self._busy.pop(task, None)
+    def _serve(self, job: Job) -> str:
+        if job.stopping.wait(self._service_s * self._random.uniform(0.7, 1.3)):
+            raise InterruptedByStop
+        return f"s3://inference-results/{job.request_id}.json"
+
+
+def make_topic(home: Region) -> str | None:
+    """Make the topic that clients are told by, on an emulator, or find it; return its ARN, or None without SNS."""
+    try:
+        made: Any = boto3.client("sns", region_name=home).create_topic(Name=TOPIC)
+    except (BotoCoreError, ClientError):
+        return None
+    return str(made["TopicArn"])

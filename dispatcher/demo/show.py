@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Lock
 from typing import Any
 
 import aiohttp
@@ -24,18 +26,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from dispatcher.aws.clients import Clients
+from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.provision import Resources, provision
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.clock import Clock
-from dispatcher.demo.cloud import Cloud, embedded, free_port
-from dispatcher.demo.gpus import Gpus, consumer
+from dispatcher.demo.cloud import Cloud, NoEmulatorError, embedded, free_port
+from dispatcher.demo.gpus import GPUS_EACH, Gpus, make_topic
 from dispatcher.demo.traffic import Submission, traffic
-from dispatcher.model import Delivery, Outgoing, Region
+from dispatcher.demo.worker import Callbacks, Job
+from dispatcher.model import Outgoing, Region
 from dispatcher.telemetry.metrics import Metrics
 
 HOME = Region("us-east-1")
-GPUS = {Region("us-east-1"): 24, Region("us-west-2"): 14, Region("eu-west-1"): 8}
-LEFT_AFTER_INTERRUPTION = 4  # of the largest Region's GPUs, half-way
+GPUS = {Region("us-east-1"): 24, Region("us-west-2"): 12, Region("eu-west-1"): 8}
+LEFT_AFTER_INTERRUPTION = GPUS_EACH  # of the largest Region's GPUs, half-way
 SERVICE_S = 0.3
 PER_SECOND = 100.0  # requests arrive at this rate: less than all GPUs can do, more than are left after the interruption
 MOTO_MESSAGES, MOTO_PER_SECOND = 200, 15.0  # moto's queues slow down with their depth
@@ -54,7 +58,7 @@ SHORTER = {
 
 @dataclass(slots=True)
 class Tally:
-    """What the outside saw, kept apart from what the dispatcher says of itself."""
+    """What the outside saw, kept apart from what the dispatcher says of itself. Workers tell it from their threads."""
 
     sent_at: dict[str, float] = field(default_factory=dict)
     messages_sent: int = 0
@@ -62,17 +66,33 @@ class Tally:
     served_in: Counter[Region] = field(default_factory=Counter)
     copies: dict[str, set[str]] = field(default_factory=dict)  # request id to the SQS messages that carried it
     rejected: Counter[str] = field(default_factory=Counter)
+    began: dict[str, float] = field(default_factory=dict)  # when a worker last started on a request
+    results: dict[str, str] = field(default_factory=dict)
+    told: Counter[str] = field(default_factory=Counter)  # how often each request's client was told of its result
     last_progress: float = field(default_factory=time.monotonic)
+    lock: Lock = field(default_factory=Lock)
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
-    def serve(self, region: Region, delivery: Delivery, began: float) -> None:
-        """A worker served a delivery; one that returned from an interrupted worker is no second copy."""
-        self.last_progress = time.monotonic()
-        request_id = str(json.loads(delivery.body)["request_id"])
-        copies = self.copies.setdefault(request_id, set())
-        if delivery.message_id not in copies:
-            copies.add(delivery.message_id)
-            self.served_in[region] += 1
-            self.served.setdefault(request_id, began - self.sent_at[request_id])
+    def find(self, job: Job) -> str | None:
+        """A delivery reached a worker; one that returned from an interrupted worker is no second copy."""
+        with self.lock:
+            self.last_progress = time.monotonic()
+            self.copies.setdefault(job.request_id, set()).add(job.message_id)
+            self.began[job.request_id] = time.time()
+            return self.results.get(job.request_id)
+
+    def keep(self, job: Job, result: str) -> str:
+        with self.lock:
+            return self.results.setdefault(job.request_id, result)
+
+    def tell(self, region: Region, topic: str, request_id: str, result: str) -> None:
+        self.callbacks(topic, request_id, result)
+        with self.lock:
+            self.last_progress = time.monotonic()
+            self.told[request_id] += 1
+            if request_id not in self.served:
+                self.served[request_id] = self.began[request_id] - self.sent_at[request_id]
+                self.served_in[region] += 1
 
     @property
     def dispatched_twice(self) -> int:
@@ -92,7 +112,10 @@ async def demo(messages: int, seed: int, console: Console) -> dict[str, Any]:
                     "'make setup' installs MiniStack."
                 )
         with _environment(cloud):
-            return await _Stage(cloud, traffic(messages, seed), rate, seed, console, Path(folder)).play()
+            topic = await asyncio.to_thread(make_topic, HOME)
+            if topic is None:
+                raise NoEmulatorError(f"{cloud.kind} has no SNS, by which clients are told")
+            return await _Stage(cloud, traffic(messages, seed, topic), rate, seed, console, Path(folder)).play()
 
 
 class _Stage:
@@ -123,9 +146,8 @@ class _Stage:
                 await self._ready(http, daemon)
                 view = stack.enter_context(_View(self))
                 async with asyncio.TaskGroup() as group:
-                    await self._hire(clients, resources, stack)
-                    background = [group.create_task(gpus.run()) for gpus in self.gpus]
-                    background.append(group.create_task(self._watch(http, view)))
+                    await self._hire(resources, stack)
+                    background = [group.create_task(self._watch(http, view))]
                     background.append(group.create_task(self._read_dead_letters(clients, resources, stack)))
                     await self._submit(clients, resources, stack)
                     await self._settled()
@@ -169,10 +191,12 @@ class _Stage:
             await asyncio.sleep(0.1)
         raise RuntimeError(f"the dispatcher did not become ready:\n{self.log_file.read_text()[-2000:]}")
 
-    async def _hire(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
-        for region, workers in GPUS.items():
-            queue = await consumer(clients, region, resources.regional_queue_urls[region], stack)
-            self.gpus.append(Gpus(region, queue, workers, SERVICE_S, self.random, self.tally.serve))
+    async def _hire(self, resources: Resources, stack: AsyncExitStack) -> None:
+        for region, count in GPUS.items():
+            url, tell = resources.regional_queue_urls[region], partial(self.tally.tell, region)
+            gpus = Gpus(region, url, SERVICE_S, self.random, self.tally, tell)
+            self.gpus.append(await stack.enter_async_context(gpus))
+            gpus.add(count)
 
     async def _submit(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
         caller = await clients.open("sqs", HOME, pool=10, attempts=1)
@@ -182,23 +206,26 @@ class _Stage:
         async with asyncio.TaskGroup() as sends:
             for number, submission in enumerate(self.submissions):
                 if number == half_way:
-                    sends.create_task(self._interrupt())
+                    self._interrupt()
                 if submission.request_id:
                     self.tally.sent_at.setdefault(submission.request_id, time.time())
                 sends.create_task(queue.send(Outgoing(submission.body, {}, None)))
                 self.tally.messages_sent += 1
                 await asyncio.sleep(max(0.0, began + (number + 1) / self.rate - time.monotonic()))
 
-    async def _interrupt(self) -> None:
-        largest = max(self.gpus, key=lambda gpus: gpus.workers)
-        gone = largest.workers - LEFT_AFTER_INTERRUPTION
-        handed_back = await largest.interrupt(LEFT_AFTER_INTERRUPTION)
+    def _interrupt(self) -> None:
+        largest = max(self.gpus, key=len)
+        gone = len(largest) - LEFT_AFTER_INTERRUPTION
+        handed_back = largest.interrupt(LEFT_AFTER_INTERRUPTION)
         self.event = f"Spot took {gone} GPUs in {largest.region} back; {handed_back} requests return to its queue"
         if not self.console.is_terminal:
             self.console.print(self.event)
 
     async def _read_dead_letters(self, clients: Clients, resources: Resources, stack: AsyncExitStack) -> None:
-        queue = await consumer(clients, HOME, resources.dead_letter_queue_url, stack)
+        receiving = await clients.open("sqs", HOME, pool=2, attempts=1, read_timeout_s=15.0)
+        caller = await clients.open("sqs", HOME, pool=10, attempts=3)
+        letters = MasterQueue(resources.dead_letter_queue_url, receiving, caller, wait_s=1, visibility_s=60)
+        queue = await stack.enter_async_context(letters)
         while True:
             for delivery in await queue.receive(10):
                 reason = delivery.attributes.get("dispatcher.rejected_because")
@@ -250,6 +277,7 @@ class _Stage:
             "messages": len(self.submissions),
             "requests": len(self.valid),
             "served": len(tally.served),
+            "told": len(tally.told),
             "dispatched": {region: tally.served_in[region] for region in GPUS},
             "duplicates_dropped": totals.get("duplicate", 0),
             "duplicates_sent": duplicates,
@@ -316,7 +344,7 @@ class _View:
             share = float(region.get("share") or 0.0)
             table.add_row(
                 gpus.region,
-                str(gpus.workers),
+                str(len(gpus)),
                 str(region.get("depth", "")),
                 f"{region.get('projected_wait_seconds') or 0:.1f} s",
                 f"{'█' * round(share * 20):<20} {share:4.0%}",
@@ -340,6 +368,7 @@ def report(summary: dict[str, Any]) -> Panel:
     table.add_row(str(rejected), f"rejected (of {summary['rejected_sent']} bad ones sent): {reasons}")
     table.add_row(str(summary["dispatched_twice"]), "requests dispatched twice")
     table.add_row(str(summary["lost"]), "requests lost")
+    table.add_row(str(summary["told"]), "clients told of their result, by SNS")
     waits = summary["seconds_to_worker"]
     table.add_row(f"{waits['p50']} s", f"from submission to a worker, median; 99 % within {waits['p99']} s")
     table.add_row(f"{summary['seconds']} s", f"altogether, on {summary['emulator']}")

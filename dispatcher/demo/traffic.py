@@ -19,22 +19,25 @@ class Submission:
     request_id: str | None
 
 
-def request(random: Random) -> dict[str, object]:
-    """Return one valid request (contract §1)."""
+def request(random: Random, topic: str | None = None) -> dict[str, object]:
+    """Return one valid request (contract §1), whose client is told by `topic`."""
     number = f"{random.getrandbits(64):016x}"
     return {
         "request_id": f"req-{number}",
         "model_name": random.choice(_MODELS),
         "input_data_url": f"s3://inference-inputs/{number}.json",
-        "callback_sns_topic": "arn:aws:sns:us-east-1:123456789012:inference-results",
+        **({"callback_sns_topic": topic} if topic else {}),
         "priority": random.choice(_PRIORITIES),
         "timestamp": "2025-12-02T10:23:00Z",
         "metadata": {"user_id": f"user{random.randrange(40)}", "session_id": f"session{random.randrange(400)}"},
     }
 
 
-def traffic(messages: int, seed: int) -> list[Submission]:
-    """Return `messages` submissions: most of them new requests, some duplicates of earlier ones, some bad."""
+def traffic(messages: int, seed: int, topic: str | None = None) -> list[Submission]:
+    """Return `messages` submissions: most of them new requests, some duplicates of earlier ones, some bad.
+
+    `topic`: where the clients want to be told; None: nowhere.
+    """
     random = Random(seed)
     sent: list[Submission] = []
     valid: list[Submission] = []
@@ -43,17 +46,17 @@ def traffic(messages: int, seed: int) -> list[Submission]:
         if draw < DUPLICATES and valid:
             sent.append(random.choice(valid[-200:]))
         elif draw < DUPLICATES + BAD:
-            sent.append(Submission(_bad(random), None))
+            sent.append(Submission(_bad(random, topic), None))
         else:
-            fields = request(random)
+            fields = request(random, topic)
             fresh = Submission(json.dumps(fields), str(fields["request_id"]))
             valid.append(fresh)
             sent.append(fresh)
     return sent
 
 
-def _bad(random: Random) -> str:
-    fields = request(random)
+def _bad(random: Random, topic: str | None) -> str:
+    fields = request(random, topic)
     match random.randrange(4):
         case 0:
             return json.dumps(fields)[: random.randrange(5, 60)]
