@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -42,6 +42,9 @@ from dispatcher.telemetry.live import Live
 from dispatcher.telemetry.metrics import Metrics
 from dispatcher.telemetry.probes import Probes
 
+if TYPE_CHECKING:
+    from dispatcher.tracing import Tracing
+
 log = structlog.get_logger()
 
 LAST_WORD_S = 2.0  # to tell the other dispatchers that this one ends
@@ -65,21 +68,39 @@ class StartError(DispatcherError):
     """What the dispatcher needs is not there; the message says what, and what to do."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, *, traced: bool = False) -> None:
     """Run until a signal drained it. Raises StartError, and anything that a loop did not expect."""
+    tracing = None
+    if traced:
+        from dispatcher.tracing import Tracing  # an extra, which need not be installed
+
+        tracing = Tracing.by_otlp(settings.home_region, settings.revision)
     try:
-        await App(settings).run()
+        await App(settings, tracing=tracing).run()
     except _StoppedEarly as what:
         log.info("process.stopped", hint=f"before the {what} had answered")
+    finally:
+        if tracing:
+            with suppress(TimeoutError):  # the collector may be gone; the orchestrator does not wait for ever
+                async with asyncio.timeout(LAST_WORD_S):
+                    await asyncio.to_thread(tracing.close)
 
 
 class App:
     """What lives as long as the process is built here; what needs a client, in `work`."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None, random: Random | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self.now = asyncio.get_running_loop().time
         self.started_at = self.now()
         self.settings = settings
+        self.tracing = tracing
         self.home = Region(settings.home_region)
         self.terms = Terms(settings.visibility_seconds, settings.claim_lease_seconds)
         self.random = random or Random()
@@ -122,7 +143,8 @@ class App:
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
             await self._listen(stack)
-            clients = await stack.enter_async_context(Clients(self.clock, self.metrics))
+            around = {"around": self.tracing.call} if self.tracing else {}
+            clients = await stack.enter_async_context(Clients(self.clock, self.metrics, **around))
             await self.work(clients)
 
     async def work(self, clients: Clients) -> None:
@@ -178,7 +200,7 @@ class App:
             for adapter in adapters:
                 await stack.enter_async_context(adapter)
 
-            pipeline = Pipeline(
+            pipeline = self._kind_of_pipeline()(
                 ledger=ledger,
                 master=master,
                 regional=regional,
@@ -280,6 +302,13 @@ class App:
             with suppress(TimeoutError):  # the orchestrator does not wait for ever
                 async with asyncio.timeout(LAST_WORD_S):
                     await reporter.report(gone=True)
+
+    def _kind_of_pipeline(self) -> Callable[..., Pipeline]:
+        if self.tracing is None:
+            return Pipeline
+        from dispatcher.tracing import TracedPipeline
+
+        return partial(TracedPipeline, tracing=self.tracing)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self.settings

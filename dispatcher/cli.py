@@ -30,7 +30,7 @@ from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
 from dispatcher.policy.decode import REQUEST_ID_MAX
 from dispatcher.policy.life import life, readable
 from dispatcher.policy.printable import printable
-from dispatcher.settings import HttpSettings, Settings, load, load_http, region_name, unknown_variables
+from dispatcher.settings import HttpSettings, Settings, load, load_http, region_name, traces_wanted, unknown_variables
 
 BAD_CONFIGURATION = 2
 HEALTHCHECK_S = 3.0
@@ -70,6 +70,7 @@ def run(config: Path | None) -> None:
     Example: DISPATCHER_HTTP_PORT=9000 dispatcher run --config dispatcher.toml
     """
     settings = _loaded(load, config)
+    traced = _loaded(lambda _: traces_wanted(), None)
     for name in unknown_variables():
         click.echo(f"dispatcher: {name} is not a setting; it is ignored", err=True)
     import uvloop
@@ -79,7 +80,7 @@ def run(config: Path | None) -> None:
 
     logs.configure(settings.log_level, settings.log_format)
     try:
-        uvloop.run(app.run(settings))
+        uvloop.run(app.run(settings, traced=traced))
     except DispatcherError as fault:
         _fail(str(fault))
     except Exception:

@@ -129,7 +129,7 @@ class Pipeline:
     async def carry(self, flight: Flight) -> Outcome:
         """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
         try:
-            message = self._decode(flight.delivery)
+            message = self._decode(flight)
             for attempt in count():
                 choice = await self._route(flight, message)
                 match await self._claim(flight, message, choice):
@@ -163,8 +163,8 @@ class Pipeline:
 
     # --- the steps ----------------------------------------------------------------------------------------------
 
-    def _decode(self, delivery: Delivery) -> Message:
-        message = decode(delivery.body, delivery.attributes)
+    def _decode(self, flight: Flight) -> Message:
+        message = decode(flight.delivery.body, flight.delivery.attributes)
         if not self.board.serves(message.model_name):
             raise PoisonError(f"model_name: no Region serves {message.model_name[:NAME_SHOWN]!r}")
         return message

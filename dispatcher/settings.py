@@ -2,6 +2,7 @@
 contacted. Everything else that could be a setting and that nobody would turn is a constant beside its use.
 """
 
+import importlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from dispatcher.errors import ConfigurationError
 from dispatcher.model import Policy, Priority, Region
 
 PREFIX = "DISPATCHER_"
+TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 EMULATOR = "DISPATCHER_EMULATOR"
 """No setting of the daemon: the command of the emulator that the demo starts."""
 
@@ -255,6 +257,26 @@ def _line(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: is not known; a Region has {', '.join(RegionSettings.model_fields)}"
     return f"{where}: {said}"
+
+
+def traces_wanted() -> bool:
+    """Return whether the standard OTEL_… variables ask for traces; raise ConfigurationError if they cannot be had."""
+    asked = [name for name in TRACES if os.environ.get(name)]
+    if not asked or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    faults = [
+        f"{name}: only http/protobuf is spoken (a collector's port 4318)"
+        for name in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        if os.environ.get(name, "http/protobuf") != "http/protobuf"
+    ]
+    try:
+        importlib.import_module("opentelemetry.sdk.trace")
+        importlib.import_module("opentelemetry.exporter.otlp.proto.http")
+    except ImportError:
+        faults.append(f"{asked[0]}: is set, but OpenTelemetry is not there: pip install 'regional-dispatcher[tracing]'")
+    if faults:
+        raise ConfigurationError(faults)
+    return True
 
 
 def unknown_variables() -> list[str]:

@@ -7,8 +7,8 @@ Everything that decides how a call behaves is said out loud here: timeouts, atte
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
@@ -28,6 +28,15 @@ CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
 
 Service = Literal["sqs", "dynamodb"]
+Around = Callable[[str, str, Region], AbstractContextManager[Any]]
+"""What is entered for each call: service, operation, Region."""
+
+
+def _plainly(_service: str, _operation: str, _region: Region) -> AbstractContextManager[Any]:
+    return _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 class HostCheckingSession(AIOHTTPSession):
@@ -43,7 +52,14 @@ class Caller:
     """One client. Each call is bounded in time, measured, and fails only with an AwsError."""
 
     def __init__(
-        self, client: Any, service: Service, region: Region, clock: Clock, metrics: Metrics, timeout_s: float
+        self,
+        client: Any,
+        service: Service,
+        region: Region,
+        clock: Clock,
+        metrics: Metrics,
+        timeout_s: float,
+        around: Around = _plainly,
     ) -> None:
         self._client = client
         self._service = service
@@ -51,6 +67,7 @@ class Caller:
         self._clock = clock
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._around = around
 
     def prepare(self, *operations: str) -> None:
         for operation in operations:
@@ -67,8 +84,9 @@ class Caller:
         outcome: str = Cause.AMBIGUOUS
         metadata: Mapping[str, Any] = {}
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answer: Mapping[str, Any] = await getattr(self._client, operation)(**parameters)
+            with self._around(self._service, operation, self.region):
+                async with asyncio.timeout(self._timeout_s):
+                    answer: Mapping[str, Any] = await getattr(self._client, operation)(**parameters)
             metadata = answer.get("ResponseMetadata") or {}
             outcome = ANSWERED
         except Exception as fault:  # an answer that the SDK cannot read is an answer lost
@@ -102,9 +120,10 @@ class Caller:
 class Clients:
     """Makes Callers; leaving the context closes them all. End every task that calls before that."""
 
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, metrics: Metrics, around: Around = _plainly) -> None:
         self.clock = clock
         self._metrics = metrics
+        self._around = around
         try:
             self._session = aioboto3.Session()
         except (BotoCoreError, ValueError) as fault:
@@ -146,4 +165,4 @@ class Clients:
         except (BotoCoreError, ValueError) as fault:
             raise RefusedError(Cause.REFUSED, f"no client for {service} in {region}: {fault}") from fault
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
-        return Caller(client, service, region, self.clock, self._metrics, total)
+        return Caller(client, service, region, self.clock, self._metrics, total, self._around)

@@ -6,12 +6,16 @@ what it carries.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from dispatcher.errors import AmbiguousError
 from dispatcher.lanes.batch import BatchLimits, pack
+
+mates: ContextVar[tuple[Context, ...]] = ContextVar("mates", default=())
+"""Inside a flush: the contexts of those who wait for it, for whoever traces."""
 
 
 class LaneClosedError(Exception):
@@ -24,6 +28,7 @@ class _Entry[ItemT, ResultT]:
     size: int
     departs_by: float  # loop time
     answer: asyncio.Future[ResultT]
+    context: Context
 
 
 class Lane[ItemT, ResultT]:
@@ -90,7 +95,8 @@ class Lane[ItemT, ResultT]:
         if not self._open:
             raise LaneClosedError("the lane is closed")
         loop = asyncio.get_running_loop()
-        entry = _Entry[ItemT, ResultT](item, self._size_of(item), loop.time() + self._linger_s, loop.create_future())
+        due = loop.time() + self._linger_s
+        entry = _Entry[ItemT, ResultT](item, self._size_of(item), due, loop.create_future(), copy_context())
         self._waiting.append(entry)
         self._waiting_size += entry.size
         self._depart()
@@ -140,6 +146,7 @@ class Lane[ItemT, ResultT]:
         batch = [entry for entry in batch if not entry.answer.done()]  # whose caller has gone is withdrawn till now
         if not batch:
             return
+        mates.set(tuple(entry.context for entry in batch))
         results: Sequence[ResultT | Exception]
         try:
             results = await self._flush([entry.item for entry in batch])

@@ -5,6 +5,7 @@ A request that has left travels on by itself: neither a cancelled caller nor a k
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -22,7 +23,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from dispatcher.aws.clients import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Caller, Clients
+from dispatcher.aws.clients import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Around, Caller, Clients
 from dispatcher.clock import Clock
 from dispatcher.model import Region
 from dispatcher.telemetry.metrics import Metrics
@@ -325,9 +326,10 @@ class _Caller(Caller):
 class FakeClients(Clients):
     """Real callers, with their time limits and their judgement of faults, on fake clients."""
 
-    def __init__(self, wire: Wire, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, wire: Wire, clock: Clock, metrics: Metrics, around: Around | None = None) -> None:
         self.clock = clock
         self._metrics = metrics
+        self._around = around or (lambda *_: nullcontext())
         self._wire = wire
 
     async def open(
@@ -342,4 +344,4 @@ class FakeClients(Clients):
     ) -> Caller:
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
         client = _Client(self._wire, region, service, attempts, read_timeout_s)
-        return _Caller(client, service, region, self.clock, self._metrics, total)
+        return _Caller(client, service, region, self.clock, self._metrics, total, self._around)

@@ -19,6 +19,7 @@ from dispatcher.model import Outcome
 from dispatcher.pipeline import LOST_ANSWERS_MAX
 from dispatcher.settings import Settings
 from dispatcher.telemetry.metrics import Metrics
+from dispatcher.tracing import Tracing
 from tests.fakes.aws import FakeAws, Item, Queue
 from tests.fakes.faults import LIFE, KilledError, Life
 from tests.world.wire import Call, FakeClients, Spell, Wire
@@ -121,10 +122,13 @@ class Process:
 
     async def _run(self) -> None:
         try:
-            self.app = App(self.settings, clock=self.clock, random=Random(f"{self.world.seed} {self.life.name}"))
+            random, tracing = Random(f"{self.world.seed} {self.life.name}"), self.world.tracing
+            self.app = App(self.settings, clock=self.clock, random=random, tracing=tracing)
             if self.drained_at is not None:
                 self.app.lifecycle.drain()
-            await self.app.work(FakeClients(self.world.wire, self.clock, self.app.metrics))
+            await self.app.work(
+                FakeClients(self.world.wire, self.clock, self.app.metrics, tracing.call if tracing else None)
+            )
             if self.drained_at is None:
                 self.world.violations.append(f"{self.life.name} ended though nobody asked it to")
         except BaseException as ended:  # what killed it may come alone or among others
@@ -170,6 +174,7 @@ class World:
         self.wire = Wire(self.aws, self.random, self.context, self._leaves, self._done, self._heard, self._broken)
         self.retention_s = retention_s
         self.settings = {**SHORT, "ledger_retention_seconds": retention_s, **settings}
+        self.tracing: Tracing | None = None  # of every process that is started from now on
         self.processes: list[Process] = []
         self.requests: dict[str, Request] = {}
         self.sends: list[Send] = []
