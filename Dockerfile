@@ -3,11 +3,13 @@ FROM python:3.13-slim-trixie AS base
 
 FROM base AS build
 WORKDIR /build
-COPY requirements/build.txt requirements/runtime.txt requirements/
+# tracing: with OpenTelemetry (docs/tracing.md)
+ARG REQUIREMENTS=runtime
+COPY requirements/build.txt requirements/${REQUIREMENTS}.txt requirements/
 # pip stays here: the environment that is carried over has none
 RUN python -m venv --without-pip /app && python -m venv tools && tools/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    tools/bin/pip --python /app/bin/python install --require-hashes -r requirements/runtime.txt
+    tools/bin/pip --python /app/bin/python install --require-hashes -r "requirements/${REQUIREMENTS}.txt"
 COPY pyproject.toml README.md LICENSE ./
 COPY dispatcher dispatcher
 RUN tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \

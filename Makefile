@@ -28,11 +28,22 @@ layers: setup  ## Imports point one way
 
 check: setup  ## What CI runs
 	@.ci/browser
-	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types layers check-deploy
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types layers docs check-deploy
 	@$(MAKE) --no-print-directory test
 
 page: setup  ## The page at / in a real Chromium; screenshots in build/page
 	@.ci/browser && $(BIN)/pytest -n 2 -q tests/page $(ARGS)
+
+docs: setup .venv-docs/.ready  ## The documentation site: build/docs/index.html
+	@$(BIN)/python docs/reference.py
+	@PYTHONPATH=. .venv-docs/bin/sphinx-build -W --keep-going -q -b html docs build/docs && echo "docs: build/docs/index.html"
+
+dist: setup  ## Source distribution and wheel in build/dist, and the wheel tried in an environment of its own
+	@rm -rf build/dist && $(UV) build --quiet --no-build-isolation --python $(BIN)/python --out-dir build/dist .
+	@$(BIN)/pytest -q tests/packaging && ls build/dist
+
+changelog: setup  ## What changelog.d would make of CHANGELOG.md; ARGS=--yes makes it
+	@$(BIN)/towncrier build --version $$($(BIN)/python -c 'import dispatcher; print(dispatcher.__version__)') $(if $(ARGS),$(ARGS),--draft 2>/dev/null)
 
 check-deploy: setup .venv-deploy/.ready  ## Terraform, Dockerfile, compose, alerts, dashboards: all that needs no account
 	@.ci/tools && .ci/deploy
@@ -59,6 +70,8 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	compile pyproject.toml -o requirements/runtime.txt; \
 	compile pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt; \
 	compile --group emulator -o requirements/emulator.txt; \
+	compile pyproject.toml --extra tracing -c requirements/dev.txt -o requirements/tracing.txt; \
+	compile requirements/docs.in -o requirements/docs.txt; \
 	compile requirements/security.in -o requirements/security.txt; \
 	compile requirements/build.in -c requirements/dev.txt -o requirements/build.txt; \
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
@@ -90,7 +103,7 @@ sbom: .venv-security/.ready  ## Software bill of materials, CycloneDX: build/sbo
 	    --output-reproducible --of JSON -o build/sbom.json && echo "sbom: build/sbom.json"
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-deploy .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf .venv .venv-deploy .venv-docs .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
 # uv installs the rest quickly; it is itself installed by pip, by hash. Python comes from .python-version.
 .uv/.ready: requirements/bootstrap.txt
@@ -114,9 +127,14 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-security
 	@VIRTUAL_ENV=.venv-security $(UV) pip install --quiet --require-hashes -r requirements/security.txt && touch $@
 
+.venv-docs/.ready: .uv/.ready requirements/docs.txt
+	@echo "setup: .venv-docs (Sphinx)"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-docs
+	@VIRTUAL_ENV=.venv-docs $(UV) pip install --quiet --require-hashes -r requirements/docs.txt && touch $@
+
 .venv-deploy/.ready: .uv/.ready requirements/deploy.txt
 	@echo "setup: .venv-deploy (checkov, hadolint)"
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-deploy
 	@VIRTUAL_ENV=.venv-deploy $(UV) pip install --quiet --require-hashes -r requirements/deploy.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check page check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean
+.PHONY: help setup demo test lint types layers check page docs dist changelog check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean

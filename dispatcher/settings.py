@@ -68,9 +68,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class RegionSettings(BaseModel):
     """One Region that receives messages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     queue_url: QueueUrl
+    """Where its messages go."""
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Static preference: twice the weight, twice the share, other things equal. 0: no messages."""
     models: Annotated[frozenset[Name], Field(min_length=1)] | None = None
@@ -110,26 +111,34 @@ def _region(value: Any) -> Any:
 class HttpSettings(BaseSettings):
     """Where the endpoints are; all that `dispatcher healthcheck` needs."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose; the contract's default
+    """Address of the endpoints."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Their port; 0: the system's choice, which the log tells."""
 
 
 class Settings(HttpSettings):
     home_region: RegionName
-    """Region of the master queue and of the ledger's table."""
+    """Region of the master queue and of the ledger's table. Default: AWS_REGION, then AWS_DEFAULT_REGION."""
     master_queue_url: QueueUrl
+    """Where clients' requests come from."""
     regions: Annotated[
         dict[RegionName, Annotated[RegionSettings, BeforeValidator(_region)]],
         NoDecode,
         BeforeValidator(_json),
         Field(min_length=1),
     ]
+    """JSON: each Region's queue URL, or an object of the fields below."""
     ledger_table: Name
+    """DynamoDB table with partition key `request_id` (string) and TTL on `expires_at`."""
     dead_letter_queue_url: QueueUrl | None = None
     """Where rejected messages go; None: the master queue's redrive target."""
     routing_policy: Policy = Policy.PROJECTED_WAIT
+    """`projected-wait`, `inverse-depth` (the original), `inverse-depth-smoothed`, `two-choices` or `fixed`."""
     shadow_policy: Policy | None = None
     """Another policy, whose choices are only compared: nothing is sent by them."""
     rescue: bool = False
@@ -151,7 +160,7 @@ class Settings(HttpSettings):
     visibility_seconds: Annotated[int, Field(ge=1, le=43200)] = 120
     """Asked for with each receive, extended while a message is held: how soon a dead dispatcher's messages return."""
     claim_lease_seconds: Seconds = 90
-    """How long a dead dispatcher's claim holds its request. Always less than the visibility."""
+    """How long a dead dispatcher's claim holds its request. Less than the visibility; a third of it bounds a send."""
     poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20
     """Long-poll wait. A drain lasts at least this long when the queue is empty."""
     pollers: Annotated[int, Field(ge=1, le=100)] = 8
@@ -163,8 +172,9 @@ class Settings(HttpSettings):
     revision: Name = "unknown"
     """Of the code that runs, for `dispatcher_build_info`."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    """`debug`, `info`, `warning` or `error`."""
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] | None = None
-    """None: console on a terminal, JSON otherwise."""
+    """`json` or `console`; None: console on a terminal, JSON otherwise."""
 
     @classmethod
     def settings_customise_sources(

@@ -58,25 +58,32 @@ def _moment(value: str) -> float:
     return datetime.fromisoformat(f"{day}T{minute}:{second}{offset.upper()}").timestamp() + float(fraction or 0)
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """The contract's schema (contract §1). Strict: no number passes for a string."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", use_attribute_docstrings=True)
 
     request_id: Annotated[str, Field(min_length=1, max_length=REQUEST_ID_MAX), AfterValidator(_printable)]
+    """The idempotency key: 1 to 256 printable characters."""
     model_name: Annotated[str, Field(min_length=1)]
+    """Not empty; restricts the Regions to those that serve it."""
     input_data_url: Annotated[str, AfterValidator(_input_url)]
+    """`s3://bucket/key` or `https://…`; without its query string it is part of what the request asks for."""
     callback_sns_topic: Annotated[str, AfterValidator(_topic_arn)] = ""
+    """ARN of the SNS topic that the worker tells."""
     priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
+    """`high`, `normal` or `low`; `normal` if left out."""
     timestamp: Annotated[str, AfterValidator(_rfc_3339)] = ""
+    """RFC 3339 date-time with an offset: the client's clock, information only."""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    """Opaque, but for `user_id` (a string: the tenant) and `deadline` (RFC 3339: nobody wants the result after it)."""
 
 
 def decode(body: str, attributes: Mapping[str, Attribute]) -> Message:
     """Return the message; raise PoisonError with every fault of the body in its reason."""
     fields = _json_object(body)
     try:
-        valid = _Body.model_validate(fields)
+        valid = Body.model_validate(fields)
     except ValidationError as invalid:
         raise PoisonError("; ".join(_fault(error) for error in invalid.errors(include_url=False))) from None
     return Message(
@@ -99,7 +106,7 @@ def _json_object(body: str) -> dict[str, Any]:
         twice = []
         if len(fields) < len(pairs):
             times = Counter(key for key, _ in pairs)
-            twice = sorted(key for key in _Body.model_fields if times[key] > 1)
+            twice = sorted(key for key in Body.model_fields if times[key] > 1)
         return fields
 
     def no_constant(name: str) -> None:
@@ -134,7 +141,7 @@ def _fault(error: Any) -> str:
     return f"{where}: {'is required' if error['type'] == 'missing' else said}"
 
 
-def _work(valid: _Body) -> str:
+def _work(valid: Body) -> str:
     # A presigned URL differs in its query at each signing; the object it names is the same work.
     parts = [valid.model_name, valid.input_data_url.partition("?")[0], valid.callback_sns_topic]
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -88,19 +88,23 @@ class Probes:
     look_ups: Limit = field(default_factory=Limit)
     _streams: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            *(web.get(f"/{path}", self._page) for path in _FILES),
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics),
+            web.get("/status", self._status),
+            web.get("/events", self._events),
+            web.get("/requests", self._request),
+            web.post("/regions/{region}/capacity", self._capacity),
+        ]
+
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[int]:
         """Listen, and give the port (the system's choice for 0). Raises OSError if it is taken."""
         app = web.Application(client_max_size=BODY_BYTES_MAX)
-        for path in _FILES:
-            app.router.add_get(f"/{path}", self._page)
-        app.router.add_get("/events", self._events)
-        app.router.add_get("/requests", self._request)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/status", self._status)
-        app.router.add_post("/regions/{region}/capacity", self._capacity)
+        app.add_routes(self.routes())
         app.on_response_prepare.append(_harden)
         app.on_shutdown.append(self._end_streams)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -121,11 +125,12 @@ class Probes:
             await runner.cleanup()
 
     async def _page(self, request: web.Request) -> web.Response:
+        """A page for people: what is happening now, live. It needs its two files, and nothing from elsewhere."""
         file = _PAGE / _FILES[request.path[1:]]
         return web.Response(text=file.read_text(encoding="utf-8"), content_type=_KINDS[file.suffix], charset="utf-8")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: the status at once, and again with every sample."""
+        """The same as server-sent events, once a second; twenty may listen."""
         task = asyncio.current_task()
         if task is None or len(self._streams) >= STREAMS_MAX:
             return _refusal(503, f"{STREAMS_MAX} pages are open already")
@@ -150,7 +155,10 @@ class Probes:
                 await stream
 
     async def _request(self, request: web.Request) -> web.Response:
-        """Where is the request `?id=…`? The only answer that AWS is asked for."""
+        """`?id=…`: where a request is, and what happened to it; 404 if the ledger knows none.
+
+        The only answer that AWS is asked for: twenty at once and one a second (429).
+        """
         request_id = request.query.get("id", "")
         if not 1 <= len(request_id) <= REQUEST_ID_MAX:
             return _refusal(400, f"say which: /requests?id=…, 1 to {REQUEST_ID_MAX} characters")
@@ -168,21 +176,31 @@ class Probes:
         return web.json_response(found)
 
     async def _healthz(self, _: web.Request) -> web.Response:
+        """200 while every loop beats; 503 with the ones that do not. Never asks AWS."""
         return _verdict(self.stuck())
 
     async def _readyz(self, _: web.Request) -> web.Response:
+        """200 once master queue and ledger have answered and a depth was read, until it drains; else 503 and why.
+
+        Holding is ready: the process does what it should.
+        """
         return _verdict(self.unready())
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        """Prometheus's text, or OpenMetrics on request."""
         self.refresh()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self.registry), headers={"Content-Type": content_type})
 
     async def _status(self, _: web.Request) -> web.Response:
+        """JSON: state, whether and why it holds, policy in force, all that a choice goes by, totals, recent choices."""
         return web.json_response(self.status())
 
     async def _capacity(self, request: web.Request) -> web.Response:
-        """Take `{"capacity": 0.25}`: the part of a Region's usual workers that is left, 0 to 1."""
+        """Takes `{"capacity": 0.25}`, the part of the Region's usual workers that is left, 0 to 1.
+
+        Needs `Authorization: Bearer` and DISPATCHER_HTTP_TOKEN; twenty at once and one a second are taken (429).
+        """
         if self.token is None:
             return _refusal(403, "writing is off: set DISPATCHER_HTTP_TOKEN")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
