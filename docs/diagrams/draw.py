@@ -33,7 +33,10 @@ def main(script: str) -> None:
         page.set_content("<div id=out></div>")
         page.add_script_tag(path=script)
         # labels as SVG text: a picture that is linked to shows no HTML
-        page.evaluate("mermaid.initialize({startOnLoad: false, htmlLabels: false, flowchart: {htmlLabels: false}, theme: 'neutral'})")
+        page.evaluate(
+            "mermaid.initialize({startOnLoad: false, htmlLabels: false, theme: 'neutral',"
+            "flowchart: {htmlLabels: false}})"
+        )
         for name, text in found:
             svg = page.evaluate("async (text) => (await mermaid.render('drawn', text)).svg", text)
             svg = svg.replace("<style>", "<rect width='100%' height='100%' fill='white'/><style>", 1)

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from dispatcher.settings import PREFIX, Settings
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,11 +16,6 @@ def test_every_test_named_in_the_guarantees_exists() -> None:
 def test_nothing_is_left_to_be_filled_in() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     assert [page.name for page in pages if "@@" in page.read_text()] == []
-
-
-def test_every_setting_is_in_the_operations_page() -> None:
-    page = (ROOT / "docs/operations.md").read_text()
-    assert {name for name in Settings.model_fields if f"`{PREFIX}{name.upper()}`" not in page} == set()
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
