@@ -21,11 +21,8 @@ def life(item: Mapping[str, str]) -> list[tuple[str, str]]:
         whose = f"for message {said.get('source_message_id', '?')} of the master queue"
         lines.append((said["claimed_at"], f"claimed {whose}"))
     if region := said.get("region"):
-        wait = (
-            f", where {float(said['projected_wait_s']):.1f} s of wait were projected"
-            if "projected_wait_s" in said
-            else ""
-        )
+        projected = float(said.get("projected_wait_s", 0))  # 0: nobody knew, or there was none
+        wait = f", where {projected:.1f} s of wait were projected" if projected else ""
         lines.append(("", f"{region} chosen by {said.get('policy', 'an older version')}{wait}"))
     if "dispatched_at" in said:
         lines.append((said["dispatched_at"], f"dispatched, as SQS message {said.get('sqs_message_id', '?')}"))
