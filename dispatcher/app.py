@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from random import Random
+from threading import Thread
+from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LATE_READINGS = 2  # after a failure, until which it is taken to last: what is read is read that often
 LAST_WORD_S = 2.0  # to tell the other dispatchers that this one ends
 POLL_MARGIN_S = 2.0  # between an open poll's end and a drain's deadline
 POOL = 50  # connections a client: more than its lanes can use at once, so that nothing waits for one
@@ -81,9 +84,22 @@ async def run(settings: Settings, *, traced: bool = False) -> None:
         log.info("process.stopped", hint=f"before the {what} had answered")
     finally:
         if tracing:
-            with suppress(TimeoutError):  # the collector may be gone; the orchestrator does not wait for ever
-                async with asyncio.timeout(LAST_WORD_S):
-                    await asyncio.to_thread(tracing.close)
+            await within(LAST_WORD_S, tracing.close)
+
+
+async def within(seconds: float, close: Callable[[], None]) -> None:
+    """Let `close` block a thread for so long, and then go on without it: the orchestrator does not wait for ever."""
+    closed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def run() -> None:
+        close()
+        with suppress(RuntimeError):  # the loop may be closed by then
+            loop.call_soon_threadsafe(closed.set)
+
+    Thread(target=run, name="last traces", daemon=True).start()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await closed.wait()
 
 
 class App:
@@ -471,10 +487,25 @@ class App:
             "in_flight": len(self.in_flight),
             "in_flight_limit": self.in_flight.limit,
             "ledger": self.ledger_breaker.state,
+            "troubles": self._troubles(),
             "queues": {name: self.live.queue(name) for name in ("master", "master_dlq", "regional_dlq")},
             "totals": self.live.totals(),
             **self.live.explain(),
         }
+
+    def _troubles(self) -> dict[str, str]:
+        """What does not answer now, and what AWS said of it, also while there is no message that would need it."""
+        troubles = {}
+        if (failed := self.live.last("poll.failed")) and failed[0] > self.live.polled_at:
+            troubles["the master queue"] = failed[1]
+        recently = time() - LATE_READINGS * self.reading_s
+        for what, seen in {
+            "the ledger": self.live.last("fleet.unreported"),
+            "the depth of the master queue": self.live.last("gauge.unread", queue="master"),
+        }.items():
+            if seen and seen[0] > recently:
+                troubles[what] = seen[1]
+        return troubles
 
     async def _find(self, request_id: str) -> Mapping[str, Any] | None:
         """Return what happened to a request; None: nobody knows of it. Raises AwsError, StartError before the start."""

@@ -27,7 +27,7 @@ from rich.progress import Progress, TaskID
 
 from dispatcher import __version__
 from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
-from dispatcher.policy.decode import REQUEST_ID_MAX
+from dispatcher.policy.decode import REQUEST_ID_MAX, is_request_id
 from dispatcher.policy.life import life, readable
 from dispatcher.policy.printable import printable
 from dispatcher.settings import HttpSettings, Settings, load, load_http, region_name, traces_wanted, unknown_variables
@@ -36,6 +36,7 @@ BAD_CONFIGURATION = 2
 HEALTHCHECK_S = 3.0
 FAULTS_SHOWN = 20
 PATIENCE_S = 1.0
+WIDTH = 110  # of lines that go to a file
 
 _config = click.option(
     "--config",
@@ -100,7 +101,7 @@ def demo(messages: int, seed: int, as_json: bool) -> None:
     """
     from dispatcher.demo import cloud, show
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else WIDTH)
     try:
         summary = asyncio.run(show.demo(messages, seed, console))
     except cloud.NoEmulatorError as fault:
@@ -131,7 +132,7 @@ def healthcheck(config: Path | None, as_json: bool) -> None:
     except HTTPError as unwell:
         said = f"answered {unwell.code}: {unwell.read().decode(errors='replace')}"
     except (URLError, OSError) as fault:
-        said = f"does not answer: {fault}"
+        said = f"does not answer: {getattr(fault, 'reason', fault)}"
     if as_json:
         _print_json({"healthy": healthy, "url": url, "detail": said})
     elif healthy:
@@ -247,45 +248,57 @@ def submit(
     from dispatcher.commands import submit as submission
 
     settings = _loaded(load, config)
-    if (file is None) == (count is None):
-        raise click.UsageError("say either FILE (- for standard input) or --count N")
+    if file is None and count is None:
+        raise click.UsageError("say what to send: FILE, - for standard input, or --count N")
+    if file is not None and count is not None:
+        raise click.UsageError("FILE and --count exclude each other")
     if journal and count:
         raise click.UsageError("--journal is for a FILE or standard input")
+    if file and journal and journal.exists() and str(file) != "-" and journal.samefile(file):
+        raise click.UsageError("--journal: is the FILE itself")
+    if journal is None and file is not None and file.is_file():
+        journal = file.with_name(f"{file.name}.sent")
+    written = _loaded(lambda _: submission.Journal(journal, settings.master_queue_url, again), None)
     sent = left_out = 0
-    failed: list[str] = []
-    with _spooled(file) as lines, _progress() as progress:
-        bodies: Iterable[tuple[int, str]] = enumerate(submission.made_up(count or 0), 1)
-        total = count or 0
-        if file is not None:
-            total = _validated(submission.requests(lines), progress)
+    unwritten = ""
+    with _lines(file) as lines, _progress() as progress:
+        if file is None:
+            total = count or 0
+            bodies: Iterable[tuple[int, str]] = enumerate(submission.made_up(total), 1)
+        else:
+            total, left_out = _validated(submission.requests(lines), written, progress)
             lines.seek(0)
-            bodies = submission.requests(lines)
-            if journal is None and str(file) != "-":
-                journal = file.with_name(f"{file.name}.sent")
+            still = written.new()
+            bodies = ((number, body) for number, body in submission.requests(lines) if still(body))
+        bar = progress.add_task("sending", total=total - left_out)
         try:
-            written = submission.Journal(journal)
-            left_out = min(written.found, total)
             with written.writing() as write:
-                bar = progress.add_task("sending", total=total - left_out)
 
                 def was_sent(body: str) -> None:
-                    nonlocal sent
-                    write(body)
+                    nonlocal sent, unwritten
                     sent += 1
                     progress.advance(bar)
+                    try:
+                        write(body)
+                    except OSError as fault:
+                        unwritten = fault.strerror or str(fault)
 
-                rest = ((number, body) for number, body in bodies if not written.has(body))
                 failed = _with_clients(
-                    lambda clients: submission.submit(settings, clients, rest, again=again, sent=was_sent)
+                    lambda clients: submission.submit(
+                        settings, clients, bodies, generation=written.generation, sent=was_sent
+                    )
                 )
         except ConfigurationError as fault:
             _fail(str(fault))
         except KeyboardInterrupt:
-            _fail(f"ended early: {sent} of {total - left_out} were sent; the same command sends the rest")
+            rest = "; the same command sends the rest" if journal else ""
+            _fail(f"ended early: {sent} of {total - left_out} were sent{rest}")
     if not failed:
         written.finish()
     for line in failed[:FAULTS_SHOWN]:
         click.echo(f"dispatcher: {line}", err=True)
+    if unwritten:
+        click.echo(f"dispatcher: the journal {journal} could not be written ({unwritten}): it lacks some", err=True)
     if as_json:
         _print_json({"sent": sent, "sent_before": left_out, "failed": len(failed)})
     else:
@@ -295,35 +308,37 @@ def submit(
 
 
 @contextmanager
-def _spooled(file: Path | None) -> Iterator[Any]:
-    """Give the lines of a file, or of a copy of standard input: they are read twice, first to validate."""
+def _lines(file: Path | None) -> Iterator[Any]:
+    """Give the lines of a file; of what is none, a pipe or standard input, a copy: they are read twice."""
     try:
-        if file is not None and str(file) != "-":
-            with file.open("rb") as source:
-                yield io.TextIOWrapper(source, encoding="utf-8", errors="strict", newline="\n")
-            return
-        with tempfile.TemporaryFile() as copy:
-            if file is not None:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-                copy.seek(0)
-            yield io.TextIOWrapper(copy, encoding="utf-8", errors="strict", newline="\n")
-    except UnicodeDecodeError as wrong:
-        _fail(f"{file} is not UTF-8: {wrong}; nothing was sent")
+        plain = file is not None and file.is_file()
+        source: Any = file.open("rb") if file and plain else tempfile.TemporaryFile()  # noqa: SIM115  closed below
+        if file is not None and not plain:
+            with sys.stdin.buffer if str(file) == "-" else file.open("rb") as pipe:
+                shutil.copyfileobj(pipe, source)
+            source.seek(0)
     except OSError as fault:
-        _fail(f"{file}: {fault.strerror}")
+        _fail(f"{file}: {fault.strerror or fault}")
+    with source:
+        try:
+            yield io.TextIOWrapper(source, encoding="utf-8", errors="strict", newline="\n")
+        except UnicodeDecodeError as wrong:
+            _fail(f"{file} is not UTF-8: {wrong}; nothing was sent")
 
 
-def _validated(requests: Iterable[tuple[int, str]], progress: Progress) -> int:
-    """Return how many requests there are; with a faulty one among them, say which, and end."""
+def _validated(requests: Iterable[tuple[int, str]], written: Any, progress: Progress) -> tuple[int, int]:
+    """Return how many requests there are, and how many of them were sent; if one is faulty, say which, and end."""
     from dispatcher.commands import submit as submission
 
     bar = progress.add_task("validating", total=None)
-    total = 0
+    total = left_out = 0
     faults: list[str] = []
+    still = written.new()
     for number, body in requests:
         total += 1
+        left_out += not still(body)
         progress.advance(bar)
-        if fault := submission.fault_of(number, body):
+        if fault := submission.fault_of(number, body, written.generation):
             faults.append(fault)
     progress.remove_task(bar)
     for fault in faults[:FAULTS_SHOWN]:
@@ -331,7 +346,7 @@ def _validated(requests: Iterable[tuple[int, str]], progress: Progress) -> int:
     if faults:
         more = f" ({len(faults) - FAULTS_SHOWN} more are not shown)" if len(faults) > FAULTS_SHOWN else ""
         _fail(f"{len(faults)} of {total} requests are not valid{more}; none was sent")
-    return total
+    return total, left_out
 
 
 @main.command()
@@ -343,24 +358,33 @@ def _validated(requests: Iterable[tuple[int, str]], progress: Progress) -> int:
 def status(request_id: str | None, watch: bool, every_s: float, config: Path | None, as_json: bool) -> None:
     """Show depth, weight and health of every Region; or, with REQUEST_ID, where that request is.
 
-    It reads AWS itself and needs no daemon; with --json, --watch prints a line of JSON each time.
+    It reads AWS itself and needs no daemon, so it knows what a dispatcher knows that starts now: what workers take, and
+    that they take nothing, shows only after a while of --watch, or on the page of a daemon. With --json, --watch prints
+    a line of JSON each time.
 
     \b
     Example: dispatcher status --watch
     Example: dispatcher status req-4be6d9a1
     """
-    from dispatcher.commands import status as look
+    from dispatcher.commands.status import Look
 
     settings = _loaded(load, config)
-    if request_id is not None and not 1 <= len(request_id) <= REQUEST_ID_MAX:
-        raise click.UsageError(f"a request id has 1 to {REQUEST_ID_MAX} characters")
+    if request_id is not None and not is_request_id(request_id):
+        raise click.UsageError(f"a request id has 1 to {REQUEST_ID_MAX} printable characters")
 
     async def show(clients: Any) -> bool:
+        look = await Look.open(settings, clients)
         while True:
-            if request_id is not None:
-                known = _show_request(request_id, await look.request(settings, clients, request_id), as_json, watch)
-            else:
-                known = _show_regions(settings, await look.regions(settings, clients), as_json, watch)
+            try:
+                if request_id is not None:
+                    known = _show_request(request_id, await look.request(request_id), as_json, watch)
+                else:
+                    known = _show_regions(settings, await look.regions(), as_json, watch)
+            except AwsError as fault:
+                if not watch:
+                    raise
+                _say(f"dispatcher: {fault}")
+                known = False
             if not watch:
                 return known
             await asyncio.sleep(every_s)
@@ -451,7 +475,7 @@ _ids = click.option(
 @_config
 @_json
 def dlq_list(reason: str | None, request_ids: tuple[str, ...], limit: int, config: Path | None, as_json: bool) -> None:
-    """List the messages, oldest first: age, receives, request id, and why they are there.
+    """List the messages, oldest first: age, receives (each look is one), request id, and why they are there.
 
     \b
     Example: dispatcher dlq list --reason model_name
@@ -518,7 +542,7 @@ def dlq_redrive(
     if not math.isfinite(rate):
         raise click.UsageError("--rate: must be a finite number of messages a second")
     if everything and (reason or request_ids):
-        raise click.UsageError("--all: say it, or --reason or --id")
+        raise click.UsageError("--all is every message: leave out --reason and --id, or --all")
     settings = _loaded(load, config)
     fates, faults, cut_off = Counter[letters.Fate](), [], False
     try:
@@ -672,7 +696,7 @@ def simulate(
     try:
         policies = [Policy(name) for name in names] or list(Policy)
     except ValueError as unknown:
-        raise click.UsageError(f"{unknown}; there are {', '.join(Policy)}") from unknown
+        raise click.UsageError(f"--policy: there is {', '.join(Policy)}") from unknown
     if scenario == "recorded":
         try:
             chosen = recorded(file or RECORDING)

@@ -236,8 +236,10 @@ def _load[S: HttpSettings](kind: type[S], config: Path | None) -> S:
         in_file = (
             {} if config is None else {_key(key): value for key, value in tomllib.loads(config.read_text()).items()}
         )
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
-        raise ConfigurationError([f"{config}: cannot be read: {fault}"]) from fault
+    except OSError as fault:
+        raise ConfigurationError([f"{config}: cannot be read: {fault.strerror}"]) from fault
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise ConfigurationError([f"{config}: is no TOML: {fault}"]) from fault
     unknown = sorted(set(in_file) - set(Settings.model_fields))
     faults = [f"{config}: {PREFIX}{key.upper()} is not a setting" for key in unknown]
     # a variable replaces the file's value whole; the library would merge the two mappings of Regions

@@ -24,7 +24,7 @@ from dispatcher.lanes.lane import mates
 from dispatcher.model import Choice, Claimed, Delivery, Duplicate, Held, Message, Outcome, Region
 from dispatcher.pipeline import Pipeline, Sent
 
-_XRAY = re.compile(r"Root=1-([0-9a-f]{8})-([0-9a-f]{24}).*?Parent=([0-9a-f]{16})(?:.*?Sampled=([01]))?")
+_ROOT, _PARENT = re.compile(r"1-([0-9a-f]{8})-([0-9a-f]{24})"), re.compile(r"[0-9a-f]{16}")
 """AWS X-Ray's header: its ids are those of W3C, written otherwise (X-Ray developer guide, "Tracing header")."""
 
 
@@ -41,7 +41,7 @@ class Tracing:
         known = {"service.name": "dispatcher", "service.version": __version__, "cloud.region": home}
         ours = Resource.create({**known, "vcs.ref.head.revision": revision})
         resource = ours.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win
-        provider = TracerProvider(resource=resource)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` does it
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
@@ -161,8 +161,9 @@ def _parent(delivery: Delivery) -> context.Context:
 
 
 def _xray(header: str | None) -> SpanContext | None:
-    if not (match := _XRAY.search(header or "")):
+    parts = dict(part.strip().partition("=")[::2] for part in (header or "").split(";"))
+    root, parent = _ROOT.fullmatch(parts.get("Root", "")), parts.get("Parent", "")
+    if not (root and _PARENT.fullmatch(parent)):
         return None
-    epoch, rest, parent, sampled = match.groups()
-    flags = TraceFlags(TraceFlags.SAMPLED if sampled == "1" else TraceFlags.DEFAULT)
-    return SpanContext(int(epoch + rest, 16), int(parent, 16), is_remote=True, trace_flags=flags)
+    flags = TraceFlags(TraceFlags.SAMPLED if parts.get("Sampled") == "1" else TraceFlags.DEFAULT)
+    return SpanContext(int(root[1] + root[2], 16), int(parent, 16), is_remote=True, trace_flags=flags)

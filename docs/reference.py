@@ -94,7 +94,7 @@ def commands() -> str:
         "",
         "`dispatcher COMMAND`, or `python -m dispatcher COMMAND`. Exit status 0: done; 1: not, and a line on standard error",
         "says why; 2: wrong settings or arguments, and nothing was contacted. `--json` prints the result for programs, on",
-        "standard output; progress goes to standard error, and only where somebody looks. Colours are for terminals, and not",
+        "standard output (where there is none, only that line); progress goes to standard error, and only where somebody looks. Colours are for terminals, and not",
         "with `NO_COLOR`. `dispatcher completion bash` (`zsh`, `fish`) prints a completion.",
     ]
     for path, command in _commands(command_line, ()):

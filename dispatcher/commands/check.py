@@ -34,6 +34,15 @@ _ACTIONS = {  # what a role needs for a call, where its name is not the same
     "get_queue_attributes": "sqs:GetQueueAttributes",
     "get_queue_url": "sqs:GetQueueUrl",
 }
+_MEANT = (
+    "EmptyBatchRequest",
+    "ReadCountOutOfRange",
+    "ConditionalCheckFailed",
+    "ConditionalCheckFailedException",
+    "ValidationError",
+    "ValidationException",
+)
+"""The refusals that were asked for: authorisation comes first, so it was passed."""
 _NO_PERMISSION = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
@@ -292,12 +301,15 @@ def _is_no_permission(fault: AwsError) -> bool:
 
 
 async def _allowed(what: str, operation: str, asking: Awaitable[Any]) -> Finding:
+    what = f"{what}: {operation}"
     try:
         await asking
     except AwsError as fault:
         if fault.cause in (Cause.DENIED, Cause.MISSING, Cause.UNREACHABLE, Cause.AMBIGUOUS):
-            return _failed(f"{what}: {operation}", fault, operation)
-    return Finding(Level.OK, f"{what}: {operation}", "allowed")
+            return _failed(what, fault, operation)
+        if fault.cause is not Cause.INVALID and fault.code.rpartition(".")[2] not in _MEANT:
+            return Finding(Level.WARN, what, f"it cannot be told whether it is allowed ({fault})", "try again")
+    return Finding(Level.OK, what, "allowed")
 
 
 def _failed(what: str, fault: AwsError, operation: str, resource: str = "") -> Finding:

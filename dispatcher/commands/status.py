@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dispatcher.aws.clients import Clients
+from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.ledger import read_item
 from dispatcher.aws.queues import lag_s, read_depths
 from dispatcher.board import Board
+from dispatcher.clock import Clock
 from dispatcher.errors import AwsError
 from dispatcher.model import Depth, Region
 from dispatcher.settings import Settings
@@ -18,39 +21,48 @@ POOL = 4
 ATTEMPTS = 2
 
 
-async def regions(settings: Settings, clients: Clients) -> dict[str, dict[str, Any]]:
-    """Return what a dispatcher that starts now would know of each Region, with what the others tell it."""
-    loop, home = asyncio.get_running_loop(), Region(settings.home_region)
-    read = await asyncio.gather(
-        *(_depth(clients, region, rules.queue_urls) for region, rules in settings.regions.items())
-    )
-    table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
-    try:
-        reports = await FleetItem(settings.ledger_table, table, clients.clock).look()
-    except AwsError:
-        reports = {}
-    late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
-    board = Board.of(settings, lag_s=late_s, now=loop.time, random=Random(0))
-    for region, depth in zip(settings.regions, read, strict=True):
-        if isinstance(depth, Depth):
-            board.post(region, depth, board.begin_reading(region))
-    board.report()  # told to nobody
-    board.learn_fleet(reports)
-    explained = {str(region): values for region, values in board.explain().items()}
-    for values, depth in zip(explained.values(), read, strict=True):
-        if not isinstance(depth, Depth):
-            values["health"], values["reason"] = "unreadable", str(depth)
-    return explained
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Clients for looking again and again."""
+
+    settings: Settings
+    clock: Clock
+    queues: Mapping[Region, Caller]
+    table: Caller
+    board: Board
+
+    @classmethod
+    async def open(cls, settings: Settings, clients: Clients) -> "Look":
+        queues = {r: await clients.open("sqs", r, pool=POOL, attempts=ATTEMPTS) for r in settings.regions}
+        table = await clients.open("dynamodb", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
+        late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
+        board = Board.of(settings, lag_s=late_s, now=asyncio.get_running_loop().time, random=Random(0))
+        return cls(settings, clients.clock, queues, table, board)
+
+    async def request(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return what the ledger knows of a request; None if it knows nothing. Raises AwsError."""
+        return await read_item(self.table, self.settings.ledger_table, request_id)
+
+    async def regions(self) -> dict[str, dict[str, Any]]:
+        """Return what a dispatcher that started with this object would know now, with what the others tell it."""
+        regions = self.settings.regions
+        begun = {region: self.board.begin_reading(region) for region in regions}
+        read = await asyncio.gather(*(_depth(self.queues[r], rules.queue_urls) for r, rules in regions.items()))
+        for (region, since), depth in zip(begun.items(), read, strict=True):
+            if isinstance(depth, Depth):
+                self.board.post(region, depth, since)
+        self.board.report()  # told to nobody
+        with suppress(AwsError):  # then it knows nothing of them
+            self.board.learn_fleet(await FleetItem(self.settings.ledger_table, self.table, self.clock).look())
+        explained = {str(region): values for region, values in self.board.explain().items()}
+        for values, depth in zip(explained.values(), read, strict=True):
+            if not isinstance(depth, Depth):
+                values |= {"depth": None, "in_flight": None, "delayed": None, "projected_depth": None}
+                values["health"], values["reason"] = "unreadable", str(depth)
+        return explained
 
 
-async def request(settings: Settings, clients: Clients, request_id: str) -> Mapping[str, Any] | None:
-    """Return what the ledger knows of a request; None if it knows nothing. Raises AwsError."""
-    table = await clients.open("dynamodb", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
-    return await read_item(table, settings.ledger_table, request_id)
-
-
-async def _depth(clients: Clients, region: Region, urls: Sequence[str]) -> Depth | AwsError:
-    caller = await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS)
+async def _depth(caller: Caller, urls: Sequence[str]) -> Depth | AwsError:
     try:
         return await read_depths(caller, urls)
     except AwsError as fault:

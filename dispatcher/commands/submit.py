@@ -1,8 +1,10 @@
 """Validates requests and sends them to the master queue; what a journal says was sent is not sent again."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +17,16 @@ from dispatcher.aws.regional import SendingQueue
 from dispatcher.errors import AwsError, ConfigurationError, LeaseTooShortError, PoisonError
 from dispatcher.model import Attribute, Outgoing, Region
 from dispatcher.policy.decode import GENERATION, decode
-from dispatcher.policy.envelope import BYTES_MAX
+from dispatcher.policy.envelope import BYTES_MAX, size_of
 from dispatcher.settings import Settings
 
 POOL = 10
 ATTEMPTS = 3
 IN_HAND = 200  # sends under way at once
 _DIGEST_CHARS = 32
+_MAGIC = "dispatcher submit"
+_REFUSED = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What SQS refuses in a body (SendMessage reference)."""
 
 
 def requests(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -31,15 +36,21 @@ def requests(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             yield number, body
 
 
-def fault_of(number: int, body: str) -> str | None:
+def fault_of(number: int, body: str, generation: int) -> str | None:
     """Return what is wrong with the body of a line; None: nothing."""
     try:
         decode(body, {})
     except PoisonError as poison:
         return f"line {number}: {poison.reason}"
-    if (size := len(body.encode())) > BYTES_MAX:
-        return f"line {number}: has {size} bytes; SQS takes {BYTES_MAX}"
+    if odd := _REFUSED.search(body):
+        return f"line {number}: SQS takes no {odd[0]!a}; write it as \\uXXXX"
+    if (size := size_of(body, _attributes(generation))) > BYTES_MAX:
+        return f"line {number}: is {size} bytes; SQS takes {BYTES_MAX}"
     return None
+
+
+def _attributes(generation: int) -> dict[str, Attribute]:
+    return {GENERATION: Attribute("Number", str(generation))} if generation else {}
 
 
 def made_up(count: int) -> Iterator[str]:
@@ -56,27 +67,51 @@ def made_up(count: int) -> Iterator[str]:
 
 
 class Journal:
-    """The digests of what was sent, a line each, so that a submission that was cut off goes on where it was.
+    """What was sent, and where to: its queue and generation, then a digest a line. A submission that was cut off goes
+    on where it was; a line that changed since is another line.
 
-    A line that changed since is another line. What was sent but not yet written down when the process died is sent
-    again, and dropped by the ledger as a duplicate.
+    What was sent but not yet written down when the process died is sent again, and dropped by the ledger as a
+    duplicate: under `--again` too, since the generation is the journal's.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, queue_url: str, again: bool) -> None:
+        """Raises ConfigurationError for what is no journal, or one of another submission."""
+        # any later number is higher than any earlier one, and every generation is higher than none
+        self.generation = int(time.time()) if again else 0
         self._path = path
+        self._queue_url = queue_url
         self._sent: Counter[str] = Counter()
-        if path is not None and path.exists():
-            digests = path.read_text(encoding="ascii", errors="replace").splitlines()
-            self._sent.update(digest for digest in digests if len(digest) == _DIGEST_CHARS)  # the last may be torn
-        self.found = self._sent.total()
+        if path is None or not path.exists():
+            return
+        if not path.is_file():
+            raise ConfigurationError([f"--journal: {path} is no file"])
+        header, *digests = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if not header and not digests[:1]:
+            return
+        try:
+            begun = json.loads(header)[_MAGIC]
+            where, self.generation = begun["queue"], int(begun["generation"])
+        except (ValueError, TypeError, LookupError) as fault:
+            raise ConfigurationError([f"--journal: {path} is no journal of a submission; name another file"]) from fault
+        if where != queue_url:
+            raise ConfigurationError([f"{path} is of a submission to {where}; remove it to send everything here"])
+        if bool(self.generation) != again:
+            how = "with" if self.generation else "without"
+            raise ConfigurationError([f"{path} is of a submission {how} --again; go on so, or remove it to begin anew"])
+        self._sent.update(digest for digest in digests if len(digest) == _DIGEST_CHARS)  # the last may be torn
 
-    def has(self, body: str) -> bool:
-        """Whether it was sent; a body that is there twice counts twice."""
-        digest = _digest(body)
-        if not self._sent[digest]:
+    def new(self) -> Callable[[str], bool]:
+        """Return what tells, for one pass over the bodies, whether each is still to be sent; of twins, each counts."""
+        left = self._sent.copy()
+
+        def is_new(body: str) -> bool:
+            digest = _digest(body)
+            if not left[digest]:
+                return True
+            left[digest] -= 1
             return False
-        self._sent[digest] -= 1
-        return True
+
+        return is_new
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[str], None]]:
@@ -85,11 +120,18 @@ class Journal:
             yield lambda _: None
             return
         try:
-            file = self._path.open("a", encoding="ascii")
+            file = self._path.open("a", encoding="utf-8")
         except OSError as fault:
             raise ConfigurationError([f"the journal {self._path} cannot be written: {fault.strerror}"]) from fault
         with file:
-            file.write("\n")  # after a torn line
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise ConfigurationError([f"another submission is at work with the journal {self._path}"]) from fault
+            if file.tell():
+                file.write("\n")  # after a torn line
+            else:
+                file.write(json.dumps({_MAGIC: {"queue": self._queue_url, "generation": self.generation}}) + "\n")
 
             def write(body: str) -> None:
                 file.write(f"{_digest(body)}\n")
@@ -112,17 +154,16 @@ async def submit(
     clients: Clients,
     bodies: Iterable[tuple[int, str]],
     *,
-    again: bool,
+    generation: int,
     sent: Callable[[str], None],
 ) -> list[str]:
     """Send the numbered bodies; return the faults of those that were not. `sent` hears of each that was.
 
-    `again`: dispatch requests that were dispatched before once more, on purpose.
+    `generation`: above 0, requests that were dispatched under a lower one are dispatched once more, on purpose.
     """
     region = Region(settings.home_region)
     caller = await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS)
-    # any later number is higher than any earlier one, and every generation is higher than none
-    attributes = {GENERATION: Attribute("Number", str(int(time.time())))} if again else {}
+    attributes = _attributes(generation)
     room = asyncio.Semaphore(IN_HAND)
     faults: list[tuple[int, str]] = []
 

@@ -65,7 +65,7 @@ class Tally:
     served: dict[str, float] = field(default_factory=dict)  # request id to seconds from submission to a worker
     served_in: Counter[Region] = field(default_factory=Counter)
     copies: dict[str, set[str]] = field(default_factory=dict)  # request id to the SQS messages that carried it
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: dict[str, str] = field(default_factory=dict)  # SQS message id to the reason
     began: dict[str, float] = field(default_factory=dict)  # when a worker last started on a request
     results: dict[str, str] = field(default_factory=dict)
     told: Counter[str] = field(default_factory=Counter)  # how often each request's client was told of its result
@@ -229,7 +229,8 @@ class _Stage:
         while True:
             for delivery in await queue.receive(10):
                 reason = delivery.attributes.get("dispatcher.rejected_because")
-                self.tally.rejected[str(reason.value).partition(":")[0] if reason else "no reason"] += 1
+                said = str(reason.value).partition(":")[0] if reason else "no reason"
+                self.tally.rejected[delivery.message_id] = said
                 self.tally.last_progress = time.monotonic()
                 await queue.acknowledge(delivery)
 
@@ -244,7 +245,7 @@ class _Stage:
         bad = len(self.submissions) - sum(1 for s in self.submissions if s.request_id)
         while time.monotonic() < self.tally.last_progress + PATIENCE_S:
             served = len(self.tally.served) == len(self.valid)
-            rejected = self.tally.rejected.total() >= bad
+            rejected = len(self.tally.rejected) >= bad
             ended = self.status.get("totals", {})
             # a held delivery comes again; these three are the ends of a message
             settled = sum(ended.get(end, 0) for end in ("dispatched", "duplicate", "rejected")) >= len(self.submissions)
@@ -269,7 +270,7 @@ class _Stage:
         lost = sorted(self.valid - tally.served.keys())
         waits = sorted(tally.served.values())
         duplicates = len(self.submissions) - bad - len(self.valid)
-        accounted = tally.rejected.total() == bad and totals.get("duplicate", 0) == duplicates
+        accounted = len(tally.rejected) == bad and totals.get("duplicate", 0) == duplicates
         ok = not lost and not tally.dispatched_twice and accounted and exit_status == 0
         return {
             "ok": ok,
@@ -278,10 +279,11 @@ class _Stage:
             "requests": len(self.valid),
             "served": len(tally.served),
             "told": len(tally.told),
+            "told_again": tally.told.total() - len(tally.told),
             "dispatched": {region: tally.served_in[region] for region in GPUS},
             "duplicates_dropped": totals.get("duplicate", 0),
             "duplicates_sent": duplicates,
-            "rejected": dict(tally.rejected),
+            "rejected": dict(Counter(tally.rejected.values())),
             "rejected_sent": bad,
             "lost": len(lost),
             "dispatched_twice": tally.dispatched_twice,
@@ -368,7 +370,8 @@ def report(summary: dict[str, Any]) -> Panel:
     table.add_row(str(rejected), f"rejected (of {summary['rejected_sent']} bad ones sent): {reasons}")
     table.add_row(str(summary["dispatched_twice"]), "requests dispatched twice")
     table.add_row(str(summary["lost"]), "requests lost")
-    table.add_row(str(summary["told"]), "clients told of their result, by SNS")
+    again = f"; {summary['told_again']} of them again" if summary["told_again"] else ""
+    table.add_row(str(summary["told"]), f"clients told of their result, by SNS{again}")
     waits = summary["seconds_to_worker"]
     table.add_row(f"{waits['p50']} s", f"from submission to a worker, median; 99 % within {waits['p99']} s")
     table.add_row(f"{summary['seconds']} s", f"altogether, on {summary['emulator']}")

@@ -87,18 +87,16 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped."""
-        keeper = threading.Thread(target=self._keep_invisible, name="keeper")
-        keeper.start()
-        try:
-            with ThreadPoolExecutor(self.gpus, "gpu") as pool:
+        with ThreadPoolExecutor(self.gpus + 1, "worker") as pool:
+            pool.submit(self._keep_invisible)
+            try:
                 while room := self._room():
                     for message in self._receive(min(room, 10)):
                         with self._changed:
                             self._in_hand[message["ReceiptHandle"]] = None
                         pool.submit(self._carry, message)
-        finally:
-            self.stop()
-            keeper.join()
+            finally:  # before the pool is waited for: an interrupt from the keyboard must reach its jobs
+                self.stop()
 
     def _room(self) -> int:
         """Return for how many more requests there is a GPU, as soon as there is one; 0 once stopped."""
@@ -136,13 +134,17 @@ class Worker:
                 QueueUrl=self._queue_url, ReceiptHandle=handle
             )  # last: until now it may come again
         except InterruptedByStop:
+            self._let_go(handle)
             self._hand_back(handle)
         except Exception:
             log.exception("message %s was not served", message["MessageId"])
         finally:
-            with self._changed:
-                del self._in_hand[handle]
-                self._changed.notify_all()
+            self._let_go(handle)
+
+    def _let_go(self, handle: str) -> None:
+        with self._changed:
+            self._in_hand.pop(handle, None)
+            self._changed.notify_all()
 
     def _hand_back(self, handle: str) -> None:
         """Let others have it once every poll that is open now has ended.
@@ -158,23 +160,30 @@ class Worker:
 
     def _keep_invisible(self) -> None:
         """A request may take longer than the visibility timeout: it is extended three times within it."""
-        while not self._stopping.wait(self._visibility_s / 3):
-            handles = list(self._in_hand)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping.is_set() and not self._in_hand, self._visibility_s / 3)
+                handles = list(self._in_hand)
+                if self._stopping.is_set() and not handles:
+                    return
             for start in range(0, len(handles), 10):
                 entries = [
                     {"Id": str(n), "ReceiptHandle": handle, "VisibilityTimeout": self._visibility_s}
                     for n, handle in enumerate(handles[start : start + 10])
                 ]
                 try:
-                    self._sqs.change_message_visibility_batch(QueueUrl=self._queue_url, Entries=entries)
-                except (BotoCoreError, ClientError) as fault:
-                    log.warning("not extended: %s", fault)  # there are two more tries
+                    answer = self._sqs.change_message_visibility_batch(QueueUrl=self._queue_url, Entries=entries)
+                    if failed := answer.get("Failed"):
+                        log.warning("not extended: %s", failed)
+                except Exception:  # whatever it is, there are two more tries
+                    log.exception("not extended")
 
 
 class ResultsTable:
     """Results in a DynamoDB table with the string key `request_id`, one for all Regions' workers."""
 
     def __init__(self, dynamodb: Any, table: str) -> None:
+        dynamodb.describe_table(TableName=table)  # if it is not there, that is told now and not at the first request
         self._dynamodb = dynamodb
         self._table = table
 

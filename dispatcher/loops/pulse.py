@@ -12,7 +12,7 @@ from dispatcher.errors import AwsError, Stage
 from dispatcher.gate import Gate
 from dispatcher.inflight import InFlight, Step
 from dispatcher.lifecycle import Lifecycle
-from dispatcher.model import Policy
+from dispatcher.model import Policy, Region
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker, BreakerState
 from dispatcher.telemetry.heartbeats import Heartbeats
@@ -22,6 +22,7 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 BEAT_S = 1.0
+POORLY = ("withdrawn", "breaker open", "breaker half-open", "unknown", "stalled", "overloaded", "slow")
 STUCK_S = 30.0
 
 
@@ -42,6 +43,7 @@ class Pulse:
         self.heartbeats.expect("pulse", STUCK_S)
         was_holding: str | None = None
         in_force = self.board.policy
+        poorly: dict[Region, str] = {}
         while True:
             self.heartbeats.beat("pulse")
             self.show()
@@ -53,9 +55,19 @@ class Pulse:
             if self.board.policy is not in_force:
                 in_force = self.board.policy
                 log.info("policy.changed", policy=in_force, model_error=round(self.board.model_error, 2))
+            self._tell_health(poorly)
             due = loop.time() + BEAT_S
             await asyncio.sleep(BEAT_S)
             self.metrics.loop_lag.set(max(0.0, loop.time() - due))
+
+    def _tell_health(self, poorly: dict[Region, str]) -> None:
+        """Log when a Region is no longer well, for another reason, or well again; `poorly` is what was said last."""
+        for region, view in self.board.views().items():
+            health = view.health if view.health in POORLY else ""
+            if health == poorly.get(region, ""):
+                continue
+            poorly[region] = health
+            log.info("region.changed", region=region, health=view.health, reason=view.reason)
 
     def show(self) -> None:
         """Bring the gauges up to date."""

@@ -25,6 +25,10 @@ _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[
 _INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
 
 
+def is_request_id(text: str) -> bool:
+    return 1 <= len(text) <= REQUEST_ID_MAX and text.isprintable()
+
+
 def _printable(value: str) -> str:
     if not value.isprintable():
         raise ValueError("must consist of printable characters")

@@ -143,7 +143,8 @@ class RegionView:
             case "unknown":
                 return f"{age.capitalize()}: it gets a message now and then, to see."
             case "stalled":
-                return "Messages wait there and no worker takes one: it gets next to none while others do better."
+                seen = "" if self.freshness is Freshness.FRESH else f" ({age})"
+                return f"Messages wait there and no worker takes one{seen}: next to none go there, unless all are so."
             case "overloaded":
                 return f"It reached its threshold: it gets none until it is down to {RESUME * self.threshold:.0f}."
             case "slow":

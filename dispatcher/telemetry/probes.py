@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dispatcher.errors import DispatcherError
-from dispatcher.policy.decode import REQUEST_ID_MAX
+from dispatcher.policy.decode import REQUEST_ID_MAX, is_request_id
 
 WRITES_BURST, WRITES_PER_SECOND = 20, 1.0
 """Whoever reports capacity needs far less."""
@@ -38,8 +38,11 @@ _SAFE = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
+    "Server": "dispatcher",  # and not of which version of what it is made
 }
 """Of every answer: nothing from elsewhere, nothing inline, in nobody's frame."""
+SAID_S = 0.5
+"""Pages that are woken by one sample are told the same text."""
 
 
 async def _never() -> None:
@@ -87,6 +90,7 @@ class Probes:
     guesses: Limit = field(default_factory=Limit)  # of everybody else: they cannot use up the others' turns
     look_ups: Limit = field(default_factory=Limit)
     _streams: set[asyncio.Task[Any]] = field(default_factory=set)
+    _said: list[tuple[float, bytes]] = field(default_factory=list)  # the last text for the pages, and when it was made
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -95,7 +99,7 @@ class Probes:
             web.get("/readyz", self._readyz),
             web.get("/metrics", self._metrics),
             web.get("/status", self._status),
-            web.get("/events", self._events),
+            web.get("/events", self._events, allow_head=False),
             web.get("/requests", self._request),
             web.post("/regions/{region}/capacity", self._capacity),
         ]
@@ -141,12 +145,18 @@ class Probes:
             await stream.write(b"retry: 1000\n\n")
             while True:
                 async with asyncio.timeout(STREAM_WRITE_S):
-                    await stream.write(f"data: {json.dumps(self.status())}\n\n".encode())
+                    await stream.write(self._news())
                 await self.next_sample()
         except (ConnectionError, TimeoutError):
             return stream  # nobody reads any more
         finally:
             self._streams.discard(task)
+
+    def _news(self) -> bytes:
+        now = asyncio.get_running_loop().time()
+        if not self._said or now - self._said[0][0] > SAID_S:
+            self._said[:] = [(now, f"data: {json.dumps(self.status())}\n\n".encode())]
+        return self._said[0][1]
 
     async def _end_streams(self, _: web.Application) -> None:
         for stream in list(self._streams):
@@ -160,8 +170,8 @@ class Probes:
         The only answer that AWS is asked for: twenty at once and one a second (429).
         """
         request_id = request.query.get("id", "")
-        if not 1 <= len(request_id) <= REQUEST_ID_MAX:
-            return _refusal(400, f"say which: /requests?id=…, 1 to {REQUEST_ID_MAX} characters")
+        if not is_request_id(request_id):  # the dispatcher's own items hold a control character
+            return _refusal(400, f"say which: /requests?id=…, 1 to {REQUEST_ID_MAX} printable characters")
         if not self.look_ups.admits():
             return _refusal(429, f"too often: {WRITES_BURST} at once and {WRITES_PER_SECOND:g} a second are answered")
         try:
@@ -182,7 +192,7 @@ class Probes:
     async def _readyz(self, _: web.Request) -> web.Response:
         """200 once master queue and ledger have answered and a depth was read, until it drains; else 503 and why.
 
-        Holding is ready: the process does what it should.
+        Holding is ready: the process does what it should. It tells of the start; `/status` says whether AWS answers.
         """
         return _verdict(self.unready())
 

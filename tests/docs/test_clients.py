@@ -22,7 +22,7 @@ from dispatcher.demo.worker import InterruptedByStop, Job, ResultsTable, Worker
 
 ROOT = Path(__file__).parents[2]
 REGION = "us-west-2"
-SUBMIT, MAIN = re.findall(r"```python\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.DOTALL)
+ONCE, SUBMIT, MAIN = re.findall(r"```python\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.DOTALL)
 
 
 @dataclass
@@ -93,8 +93,17 @@ def until(condition: Callable[[], object], what: str, within: float = 60.0) -> N
 
 
 def test_the_page_s_client_and_worker_serve_a_request_once_and_tell_the_client(place: Place, tmp_path: Path) -> None:
-    submit = f"TOPIC, MASTER_QUEUE_URL = {place.topic!r}, {place.queue_url!r}\n{SUBMIT}".replace("us-east-1", REGION)
-    main = f"REGION, QUEUE_URL, RESULTS_TABLE = {REGION!r}, {place.queue_url!r}, {place.table!r}\n{MAIN}"
+    names = {"TOPIC": place.topic, "MASTER_QUEUE_URL": place.queue_url, "QUEUE_URL": place.queue_url, "REGION": REGION}
+
+    def with_names(code: str) -> str:
+        for name, value in (names | {"RESULTS_TABLE": place.table}).items():
+            code = re.sub(f'^{name} = ".*', f"{name} = {value!r}", code, flags=re.MULTILINE)
+        return code
+
+    submit, main = with_names(SUBMIT).replace('region_name="us-east-1"', f"region_name={REGION!r}"), with_names(MAIN)
+    once = ONCE.replace('"inference-results"', repr(f"{place.table}-once"))
+    made = subprocess.run([sys.executable, "-c", once], env=os.environ, capture_output=True, text=True, timeout=60)
+    assert made.stdout.startswith("arn:aws:sns:"), made.stderr
     (tmp_path / "worker.py").write_text((ROOT / "dispatcher/demo/worker.py").read_text())
     (tmp_path / "submit.py").write_text(submit)
     (tmp_path / "main.py").write_text(main)
@@ -181,6 +190,65 @@ def test_workers_that_are_stopped_together_hand_back_and_spend_no_receive_in_a_c
         ended(*late)
     assert place.counts(place.dead_letters_url) == 0
     assert sorted(request_id for _, request_id, _ in late[0].told) == [f"r-{n}" for n in range(8)]  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_is_stopped_keeps_what_it_cannot_break_off_and_takes_nothing_more(place: Place) -> None:
+    def uninterruptible(job: Job) -> str:
+        begun.set()
+        may_end.wait(60)
+        return "done"
+
+    begun, may_end = threading.Event(), threading.Event()
+    place.send("one")
+    worker, thread = working(place, uninterruptible, visibility_s=2)
+    assert begun.wait(30)
+    assert worker.stop() == 1
+    place.send("two")
+    serving = Serving()
+    other = working(place, serving, visibility_s=30, gpus=2)
+    try:
+        until(lambda: "two" in serving.served, "the other worker has the next one")
+        time.sleep(4)
+        assert serving.served == ["two"], "what is still being served is extended, and nobody else gets it"
+        may_end.set()
+        serving.may_end.set()
+        until(lambda: place.counts(place.queue_url) == 0, "both are deleted")
+    finally:
+        may_end.set()
+        ended(worker, thread)
+        ended(*other)
+
+
+def test_a_message_that_comes_with_the_last_poll_is_handed_back_unserved(place: Place) -> None:
+    serving = Serving()
+    worker, thread = working(place, serving)
+    received = place.sqs.receive_message
+
+    def late(**how: Any) -> Any:
+        worker.stop()
+        place.send("late")
+        return received(**how)
+
+    worker._sqs = Replaced(place.sqs, receive_message=late)
+    thread.join(60)
+    assert serving.served == []
+    last = working(place, serving)
+    serving.may_end.set()
+    try:
+        until(lambda: serving.served == ["late"], "another worker has it")
+    finally:
+        ended(*last)
+
+
+class Replaced:
+    """A client with another method in place of one of its own."""
+
+    def __init__(self, client: Any, **methods: Any) -> None:
+        self._client = client
+        self.__dict__ |= methods
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 def test_what_fails_comes_back_and_ends_in_the_regions_dead_letter_queue(place: Place) -> None:

@@ -148,13 +148,27 @@ async def test_it_says_why_nothing_is_received_and_that_nothing_is_lost(world: W
         await expect(tile(page, "Dispatched")).to_contain_text("30 since start")
 
 
+async def test_it_says_that_aws_does_not_answer_also_while_nothing_is_asked_of_it(
+    world: World, browser: Browser
+) -> None:
+    dispatcher = await world.start()
+    async with opened(browser, dispatcher) as page:
+        with world.proxy.having(Fault(How.RESET)):
+            await expect(page.locator("#banner")).to_contain_text("the master queue")
+            await expect(tile(page, "Ledger")).to_contain_text("no answer")
+            await picture(page, "aws-out")
+        await expect(tile(page, "Ledger")).to_contain_text("answers")
+        await expect(page.locator("#banner")).to_be_hidden()
+        assert (await dispatcher.get("/readyz"))[0] == 200, "that tells of the start"
+
+
 async def test_it_finds_a_request(world: World, browser: Browser) -> None:
     dispatcher = await world.start()
     await world.send([request("order 7/é?&#")])
     await world.until_master_is_empty()
     async with opened(browser, dispatcher) as page:
         found = page.locator("#found")
-        await page.get_by_label("Request id").fill("order 7/é?&#")
+        await page.get_by_label("Request id").fill("  order 7/é?&# ")
         await page.get_by_role("button", name="Look up").click()
         await expect(found).to_contain_text("order 7/é?&#: dispatched")
         await expect(found).to_contain_text("as SQS message")

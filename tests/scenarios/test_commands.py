@@ -1,8 +1,10 @@
 """The commands, as an operator types them, against a real emulator."""
 
 import asyncio
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from dispatcher.demo.cloud import free_port
+from dispatcher.demo.cloud import Cloud, free_port
 from tests.scenarios.conftest import Run
 from tests.scenarios.proxy import Fault, How
 from tests.scenarios.world import REGIONS, World, request, requests, until
@@ -107,21 +109,88 @@ async def test_a_submission_that_is_killed_sends_next_to_nothing_twice(world: Wo
     file = tmp_path / "r.jsonl"
     file.write_text("\n".join(requests(400)) + "\n")
     settings = world.resources.environment() | {"AWS_ENDPOINT_URL": world.proxy.endpoint}
+
+    def written() -> int:
+        return len(re.findall("^[0-9a-f]{32}$", journal.read_text(), re.MULTILINE)) if journal.exists() else 0
+
+    journal = file.with_name("r.jsonl.sent")
     with world.proxy.having(Fault(How.DELAY, "SendMessageBatch", seconds=1.0)):
         environment = {**os.environ, **world.cloud.environment, **settings}
         argv = [sys.executable, "-m", "dispatcher", "submit", str(file)]
         victim = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)  # noqa: ASYNC220  it is started at once
-        journal = file.with_name("r.jsonl.sent")
-        await until(lambda: journal.exists() and len(journal.read_text().split()) >= 80, "some were sent")
+        await until(lambda: written() >= 80, "some were sent")
         victim.kill()
         victim.wait()
-    known = len(journal.read_text().split())
+    known = written()
     journal.write_text(journal.read_text() + "torn")
     second = await asyncio.to_thread(run, "submit", str(file), "--json", settings=settings)
     assert json.loads(second.stdout) == {"sent": 400 - known, "sent_before": known, "failed": 0}
     arrived = [arrival.body for arrival in await world.left_in_master()]
     assert set(arrived) == set(requests(400))
-    assert len(arrived) <= 400 + 200, "no more than was in hand is sent again, and the ledger drops it"
+    assert len(arrived) <= 400 + 100, "no more than was under way is sent again, and the ledger drops it"
+
+
+async def test_a_journal_is_for_one_queue_one_purpose_and_one_submission_at_a_time(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    file, journal = tmp_path / "r.jsonl", tmp_path / "r.jsonl.sent"
+    file.write_text("\n".join(requests(20)) + "\n")
+    settings = world.resources.environment() | {"AWS_ENDPOINT_URL": world.proxy.endpoint}
+
+    async def submit(*more: str, **settings_too: str) -> "subprocess.CompletedProcess[str]":
+        return await asyncio.to_thread(run, "submit", str(file), "--json", *more, settings=settings | settings_too)
+
+    with world.proxy.having(Fault(How.HALF, "SendMessageBatch", times=2)):
+        assert (await submit("--again")).returncode == 1
+    header = json.loads(journal.read_text().splitlines()[0])["dispatcher submit"]
+    elsewhere = await submit(
+        DISPATCHER_MASTER_QUEUE_URL=world.resources.dead_letter_queue_url,
+        DISPATCHER_DEAD_LETTER_QUEUE_URL=world.resources.master_queue_url,
+    )
+    assert (elsewhere.returncode, "is of a submission to" in elsewhere.stderr) == (2, True)
+    plainly = await submit()
+    assert (plainly.returncode, "is of a submission with --again" in plainly.stderr) == (2, True)
+    with journal.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        at_work = await submit("--again")
+        assert (at_work.returncode, "another submission is at work" in at_work.stderr) == (1, True)
+    assert json.loads((await submit("--again")).stdout) == {"sent": 10, "sent_before": 10, "failed": 0}
+    generations = {arrival.text("dispatcher.generation") for arrival in await world.left_in_master()}
+    assert generations == {str(header["generation"])}, "one submission, one generation, however often it was cut off"
+
+
+@pytest.mark.parametrize("kind", ["the file itself", "somebody's notes", "a folder", "a device"])
+def test_what_is_no_journal_is_neither_written_nor_removed(
+    run: Run, provisioned: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    file, notes = tmp_path / "r.jsonl", tmp_path / "notes.txt"
+    file.write_text("\n".join(requests(3)) + "\n")
+    notes.write_text("remember the milk\n")
+    named = {
+        "the file itself": file,
+        "somebody's notes": notes,
+        "a folder": tmp_path / "d",
+        "a device": Path("/dev/full"),
+    }
+    (tmp_path / "d").mkdir()
+    before = file.read_text(), notes.read_text()
+    refused = run("submit", str(file), "--journal", str(named[kind]), settings=provisioned)
+    assert refused.returncode == 2, refused.stderr
+    assert (file.read_text(), notes.read_text()) == before
+
+
+def test_lines_come_from_pipes_too_and_what_sqs_refuses_is_said_before_anything_is_sent(
+    provisioned: dict[str, str], run: Run, tmp_path: Path, ministack: Cloud
+) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(("\r\n".join(requests(3))).encode())
+    piped = f"{sys.executable} -m dispatcher submit --json <(cat {file})"
+    environment = {**os.environ, **ministack.environment, **provisioned}
+    sent = subprocess.run(["bash", "-c", piped], env=environment, capture_output=True, text=True, timeout=100)
+    assert json.loads(sent.stdout)["sent"] == 3, sent.stderr
+    file.write_text(requests(1)[0] + "\n" + request("odd", metadata={}).replace("gpt", "\uffff") + "\n")
+    odd = run("submit", str(file), settings=provisioned)
+    assert (odd.returncode, "line 2: SQS takes no '\\uffff'" in odd.stderr) == (1, True)
 
 
 async def test_status_shows_regions_and_the_life_of_one_request(world: World, run: Run) -> None:

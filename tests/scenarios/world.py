@@ -262,6 +262,13 @@ class World:
         visible, in_flight = (int(answer["Attributes"][name]) for name in names)
         return visible, in_flight
 
+    async def allow_receives(self, count: int) -> None:
+        """How often a message of the master queue may be received before SQS moves it."""
+        sqs, url = self.sqs[HOME], self.resources.master_queue_url
+        policy = (await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"]))["Attributes"]
+        redrive = json.dumps({**json.loads(policy["RedrivePolicy"]), "maxReceiveCount": str(count)})
+        await sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": redrive})
+
     async def master(self) -> tuple[int, int]:
         return await self.counts(HOME, self.resources.master_queue_url)
 

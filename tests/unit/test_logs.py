@@ -23,6 +23,17 @@ def _as_before() -> Iterator[None]:
     root.handlers, root.level = before, level
 
 
+def test_whoever_listens_is_told_of_warnings_and_worse_and_of_nothing_else() -> None:
+    heard: list[str] = []
+    logs.configure("debug", "json")
+    logs.tell_warnings_to(lambda event: heard.append(f"nobody: {event['event']}"))
+    logs.tell_warnings_to(lambda event: heard.append(str(event["event"])))
+    for level in ("debug", "info", "warning", "error"):
+        getattr(structlog.get_logger(), level)(f"a.{level}")
+    logs.tell_warnings_to(lambda _: None)
+    assert heard == ["a.warning", "a.error"]
+
+
 def test_nothing_in_a_json_line_begins_another_one(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
     structlog.get_logger().warning("message.rejected", reason=EVIL, message_id="m-1")

@@ -2,13 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from dispatcher.errors import Cause, RefusedError
 from dispatcher.telemetry.probes import CONNECTIONS_MAX, WRITES_BURST, Limit, Probes
 
 
@@ -80,6 +82,45 @@ async def test_the_page_for_people_asks_for_nothing_from_elsewhere(host: Host) -
     assert not re.search(r"<(script|style)>|\son\w+=|style=|//", text.replace("<!doctype", "")), "nothing inline"
     for path, kind in (("/page.js", "text/javascript"), ("/page.css", "text/css")):
         assert (await host.get(path))[:2] == (200, f"{kind}; charset=utf-8")
+
+
+async def test_every_answer_forbids_what_is_not_ours_also_one_that_says_no(host: Host) -> None:
+    for path, status in [("/", 200), ("/page.js", 200), ("/status", 200), ("/healthz", 200), ("/nothing", 404)]:
+        async with host.session.get(host.url + path) as answer:
+            assert answer.status == status
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Server"] == "dispatcher"
+    async with host.session.head(host.url + "/events") as answer:
+        assert answer.status == 405, "a stream without an end has no head"
+
+
+async def test_a_request_is_looked_up_a_few_times_a_second_and_never_by_an_id_that_is_none() -> None:
+    async def find(request_id: str) -> Mapping[str, Any] | None:
+        asked.append(request_id)
+        if request_id == "fault":
+            raise RefusedError(Cause.DENIED, "AccessDenied")
+        return {"request_id": request_id} if request_id == "known" else None
+
+    asked: list[str] = []
+    time = Time()
+    probes = Probes(list, list, dict, CollectorRegistry(), lambda: None, find=find, look_ups=Limit(lambda: time.now))
+    async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+
+        async def look(query: str) -> int:
+            async with session.get(f"http://127.0.0.1:{port}/requests{query}") as answer:
+                return answer.status
+
+        refused = [await look(query) for query in ("", "?id=", "?id=%00fleet", "?id=" + "x" * 257, "?id=%0A")]
+        assert refused == [400] * 5
+        assert asked == []
+        assert [await look("?id=known"), await look("?id=unknown"), await look("?id=fault")] == [200, 404, 503]
+        assert [await look("?id=known") for _ in range(WRITES_BURST - 2)][-2:] == [200, 429]
+        time.now += 1.0
+        assert [await look("?id=known"), await look("?id=known")] == [200, 429]
+        assert len(asked) == WRITES_BURST + 1
 
 
 TOKEN = "a-token-of-some-length"

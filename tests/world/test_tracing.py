@@ -103,7 +103,7 @@ def test_a_batched_call_is_linked_to_the_stage_of_each_that_waits_for_it(kept: I
 
 
 def test_x_ray_s_header_is_a_parent_too(kept: InMemorySpanExporter) -> None:
-    header = f"Root=1-{TRACE[:8]}-{TRACE[8:]};Parent={PARENT};Sampled=1"
+    header = f"Root=1-{TRACE[:8]}-{TRACE[8:]};Sampled=1; Parent={PARENT}"
     system = {"AWSTraceHeader": {"DataType": "String", "StringValue": header}}
 
     async def main() -> None:
@@ -119,18 +119,45 @@ def test_x_ray_s_header_is_a_parent_too(kept: InMemorySpanExporter) -> None:
     assert [span.name for span in of(kept, TRACE)] == ["dispatch", *STAGES]
 
 
-def test_what_the_client_does_not_sample_is_not_sampled_here(kept: InMemorySpanExporter) -> None:
+@pytest.mark.parametrize(
+    "unsampled",
+    [
+        {"traceparent": TRACEPARENT[:-1] + "0"},
+        {"AWSTraceHeader": f"Root=1-{TRACE[:8]}-{TRACE[8:]};Parent={PARENT};Sampled=0"},
+    ],
+    ids=["w3c", "x-ray"],
+)
+def test_what_the_client_does_not_sample_is_not_sampled_here(
+    kept: InMemorySpanExporter, unsampled: dict[str, str]
+) -> None:
     async def main() -> None:
         async with story() as here:
             here.tracing = tracing(kept)
             here.start()
-            put(here, "r", {"traceparent": TRACEPARENT[:-1] + "0"})
-            put(here, "odd", {"traceparent": "nonsense"})
+            (kind, value), *_ = unsampled.items()
+            system = {kind: {"DataType": "String", "StringValue": value}} if kind == "AWSTraceHeader" else {}
+            put(here, "r", {} if system else unsampled, system)
             await here.settle()
 
     run_virtual(main())
-    assert of(kept, TRACE) == []
-    assert [s.name for s in kept.get_finished_spans() if s.kind is SpanKind.CONSUMER] == ["dispatch"], "the odd one's"
+    assert list(kept.get_finished_spans()) == [], "nor are the calls that are made for it alone"
+
+
+def test_a_trace_that_cannot_be_read_is_none_and_a_duplicate_says_so(kept: InMemorySpanExporter) -> None:
+    async def main() -> None:
+        async with story() as here:
+            here.tracing = tracing(kept)
+            here.start()
+            put(here, "r", {"traceparent": "nonsense"})
+            await asyncio.sleep(5)
+            put(here, "r", {"traceparent": TRACEPARENT}, {"AWSTraceHeader": {"StringValue": "Root=1-;" * 20_000}})
+            await here.settle()
+
+    run_virtual(main())
+    whole, _, _, claim, *rest = of(kept, TRACE)
+    assert (whole.attributes or {})["dispatcher.outcome"] == "duplicate"
+    assert (claim.name, (claim.attributes or {})["dispatcher.claim"]) == ("claim", "duplicate")
+    assert [span.name for span in rest] == ["acknowledge"]
 
 
 def test_faults_are_in_the_trace_and_rejects_have_their_reason(kept: InMemorySpanExporter) -> None:

@@ -36,7 +36,7 @@ function seconds(s) {
   return `${Math.round(s / 86400)} d`;
 }
 
-const clock = (epoch) => new Date(epoch * 1000).toLocaleTimeString([], { hour12: false });
+const clock = (epoch) => `${new Date(epoch * 1000).toISOString().slice(11, 19)}Z`;  // as in the log
 
 // --- the parts -----------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ function spark(values, label) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
   const line = document.createElementNS(space, "polyline");
-  const top = Math.max(1, ...values);
+  const top = Math.max(10, ...values);
   line.setAttribute("points", values.map((v, i) => `${(100 * i) / Math.max(1, values.length - 1)},${25 - (24 * v) / top}`).join(" "));
   svg.setAttribute("viewBox", "0 0 100 26");
   svg.setAttribute("preserveAspectRatio", "none");
@@ -61,18 +61,18 @@ function spark(values, label) {
 function tiles(s) {
   const age = s.message_age_seconds, master = s.queues.master, dead = s.queues.master_dlq.visible ?? 0;
   const theirs = s.queues.regional_dlq.visible ?? 0;
+  const ledger = s.troubles["the ledger"] ? "no answer" : { closed: "answers", open: "no answer", half_open: "on trial" }[s.ledger] ?? s.ledger;
   const rate = (r) => (r === null ? unknown : `${r.toFixed(1)} /s`);
   const minutes = `the last ${Math.max(1, Math.round(s.history.master.length / 60))} min`;
   return [
     ["Dispatched", rate(s.dispatched_per_second), `${whole(s.totals.dispatched)} since start`, "", s.history.dispatched_per_second, `dispatched per second, ${minutes}`],
-    ["Master backlog", whole(master.visible ?? 0), `${whole(master.in_flight ?? 0)} in flight`, "", s.history.master, `messages in the master queue, ${minutes}`],
+    ["Master backlog", whole(master.visible ?? 0), s.troubles["the depth of the master queue"] ? "at its last reading; none now" : `${whole(master.in_flight ?? 0)} in flight`, s.troubles["the depth of the master queue"] ? "warn" : "", s.history.master, `messages in the master queue, ${minutes}`],
     ["Age at dispatch", age ? seconds(age.p50) : "–", age ? `95 %: ${seconds(age.p95)}` : `none in ${s.window_seconds} s`],
-    ["In flight here", whole(s.in_flight), `of ${whole(s.in_flight_limit)}`],
+    ["In flight here", whole(s.in_flight), `of ${whole(s.in_flight_limit)}; ${s.dispatchers === 1 ? "1 dispatcher" : `${whole(s.dispatchers)} dispatchers`} at work`],
     ["Duplicates", whole(s.totals.duplicate), "dropped"],
     ["Rejected", whole(s.totals.rejected), `${whole(dead)} in the dead-letter queue`, dead ? "warn" : ""],
     ["Workers gave up", whole(theirs), "in the Regions’ dead-letter queues", theirs ? "warn" : ""],
-    ["Ledger", { closed: "answers", open: "no answer", half_open: "on trial" }[s.ledger] ?? s.ledger, `breaker ${s.ledger.replace("_", "-")}`, s.ledger === "closed" ? "good" : "bad"],
-    ["Dispatchers", whole(s.dispatchers), "at work"],
+    ["Ledger", ledger, `breaker ${s.ledger.replace("_", "-")}`, ledger === "answers" ? "good" : "bad"],
   ];
 }
 
@@ -152,14 +152,16 @@ function showList(list, items, empty, line) {
 function choice(c) {
   const wait = c.projected_wait_seconds ? `, ${seconds(c.projected_wait_seconds)} expected` : "";
   const priority = c.priority === "normal" ? "" : `, ${c.priority}`;
-  return [clock(c.at), `${c.region}: ${c.model_name}${priority} (${c.policy}${wait})`];
+  return [clock(c.at), `${c.region} · ${c.model_name}${priority} · ${c.policy}${wait}`];
 }
 
-const HINTS = { "message.rejected": "dispatcher dlq list says why" };
+const HINTS = { "message.rejected": "“dispatcher dlq list” says why" };
+const LONGEST = 160;  // the log has it whole
 
 function warning(w) {
   const what = HINTS[w.event] ?? Object.entries(w.what).map(([name, value]) => `${name}: ${value}`).join(" · ");
-  return [clock(w.last_at), `${w.event}${w.times > 1 ? ` (${whole(w.times)}×)` : ""} ${what}`];
+  const said = what.length > LONGEST ? `${what.slice(0, LONGEST)}…` : what;
+  return [clock(w.last_at), `${w.event}${w.times > 1 ? ` (${whole(w.times)}×)` : ""} · ${said}`];
 }
 
 // --- news, and whether there are any ---------------------------------------------------------------------------------
@@ -188,12 +190,15 @@ function judge() {
   let said = "", level = "bad";
   if (old && last) {
     const what = connected ? "The dispatcher sends nothing" : "The connection is lost; trying again";
-    said = `${what}. What is below was true at ${new Date(lastAt).toLocaleTimeString([], { hour12: false })}.`;
+    said = `${what}. What is below was true at ${clock(lastAt / 1000)}.`;
   } else if (!last) {
     said = connected ? "" : "Asking the dispatcher …";
     level = "quiet";
   } else if (last.draining) {
     [said, level] = ["It is draining: what is in flight is finished, nothing new is received.", "warn"];
+  } else if (Object.keys(last.troubles).length && !last.holding) {
+    const failing = Object.entries(last.troubles).map(([what, fault]) => `${what} (${fault.slice(0, 160)})`);
+    said = `No answer from ${failing.join("; ")}. What waits there is kept.`;
   } else if (last.holding) {
     [said, level] = [`Nothing is received now: ${last.holding}. Messages wait in the master queue; none is lost.`, "warn"];
   }
@@ -205,10 +210,11 @@ function listen() {
   const events = new EventSource("events");
   events.onopen = () => { connected = true; judge(); };
   events.onmessage = (event) => {
-    last = JSON.parse(event.data);
-    lastAt = Date.now();
+    const said = JSON.parse(event.data);
     connected = true;
-    show(last);
+    show(said);
+    last = said;  // only now: what could not be shown is no news
+    lastAt = Date.now();
     judge();
   };
   events.onerror = () => {
@@ -220,9 +226,13 @@ function listen() {
 
 // --- where is a request? ---------------------------------------------------------------------------------------------
 
+let asked = 0;
+
 async function find(event) {
   event.preventDefault();
-  const id = $("request-id").value;
+  const id = $("request-id").value.trim(), mine = ++asked;
+  $("found").replaceChildren();
+  if (!id) return;
   const box = make("div");
   try {
     const answer = await fetch(`requests?id=${encodeURIComponent(id)}`);
@@ -231,17 +241,16 @@ async function find(event) {
       box.append(make("p", `${said.request_id}: ${said.state}`, "good"));
       for (const { at, what } of said.life) {
         const line = make("p");
-        const when = at && at !== "now" ? new Date(at).toLocaleString([], { hour12: false }) : at;
-        line.append(make("time", when), " ", make("span", what));
+        line.append(make("time", at), " ", make("span", what));
         box.append(line);
       }
     } else {
-      box.append(make("p", said.error, answer.status === 404 ? "warn" : "bad"));
+      box.append(make("p", `${id}: ${said.error}`, answer.status === 404 ? "warn" : "bad"));
     }
   } catch {
     box.append(make("p", "No answer: the connection is lost.", "bad"));
   }
-  $("found").replaceChildren(box);
+  if (mine === asked) $("found").replaceChildren(box);  // a slow answer does not replace a later one
 }
 
 $("find").addEventListener("submit", find);
