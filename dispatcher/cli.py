@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dispatcher import __version__
-from dispatcher.errors import AwsError, ConfigurationError, DispatcherError
+from dispatcher.errors import AwsError, ConfigurationError, DispatcherError, PoisonError
 from dispatcher.policy.decode import REQUEST_ID_MAX, is_request_id
 from dispatcher.policy.life import life, readable
 from dispatcher.policy.printable import printable
@@ -333,14 +333,23 @@ def _validated(requests: Iterable[tuple[int, str]], written: Any, progress: Prog
     bar = progress.add_task("validating", total=None)
     total = left_out = 0
     faults: list[str] = []
+    twins: list[str] = []
+    first: dict[str, int] = {}
     still = written.new()
     for number, body in requests:
         total += 1
         left_out += not still(body)
         progress.advance(bar)
-        if fault := submission.fault_of(number, body, written.generation):
-            faults.append(fault)
+        try:
+            before = first.setdefault(submission.request_id(body, written.generation), number)
+        except PoisonError as poison:
+            faults.append(f"line {number}: {poison.reason}")
+            continue
+        if before != number:
+            twins.append(f"line {number}: has the request_id of line {before}: it will be dropped as a duplicate")
     progress.remove_task(bar)
+    for twin in twins[:FAULTS_SHOWN]:
+        click.echo(f"dispatcher: {twin}", err=True)
     for fault in faults[:FAULTS_SHOWN]:
         click.echo(f"dispatcher: {fault}", err=True)
     if faults:

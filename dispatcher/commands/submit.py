@@ -36,17 +36,14 @@ def requests(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             yield number, body
 
 
-def fault_of(number: int, body: str, generation: int) -> str | None:
-    """Return what is wrong with the body of a line; None: nothing."""
-    try:
-        decode(body, {})
-    except PoisonError as poison:
-        return f"line {number}: {poison.reason}"
+def request_id(body: str, generation: int) -> str:
+    """Return the id of a body that can be sent and dispatched; raise PoisonError with what is wrong with it."""
+    message = decode(body, {})
     if odd := _REFUSED.search(body):
-        return f"line {number}: SQS takes no {odd[0]!a}; write it as \\uXXXX"
+        raise PoisonError(f"SQS takes no {odd[0]!a}; write it as \\uXXXX")
     if (size := size_of(body, _attributes(generation))) > BYTES_MAX:
-        return f"line {number}: is {size} bytes; SQS takes {BYTES_MAX}"
-    return None
+        raise PoisonError(f"is {size} bytes; SQS takes {BYTES_MAX}")
+    return message.request_id
 
 
 def _attributes(generation: int) -> dict[str, Attribute]:

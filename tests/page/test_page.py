@@ -94,7 +94,7 @@ async def test_it_tells_what_happens_as_it_happens(world: World, browser: Browse
         await expect(tile(page, "Dispatched")).to_contain_text("40 since start")
         await expect(tile(page, "Duplicates")).to_contain_text("1")
         await expect(tile(page, "Rejected")).to_contain_text("1")
-        await expect(tile(page, "Rejected")).to_contain_text("1 in the dead-letter queue")
+        await expect(tile(page, "Rejected")).to_contain_text("1 dead letter")
         await expect(tile(page, "Age at dispatch")).to_contain_text("95 %")
         await expect(page.locator("#choices li").first).to_contain_text("gpt-l-7b")
         await expect(page.locator("#warnings")).to_contain_text("message.rejected")

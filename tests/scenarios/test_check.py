@@ -59,6 +59,15 @@ async def test_each_missing_permission_is_named_as_iam_names_it(world: World, ru
     assert found["regional queue eu-west-1: send_message_batch"]["ok"], "the others are tried all the same"
 
 
+async def test_what_cannot_be_told_is_not_said_to_be_allowed(world: World, run: Run) -> None:
+    world.proxy.add(Fault(How.ERROR, "SendMessageBatch", "us-west-2", status=400, code="ThrottlingException"))
+    world.proxy.add(Fault(How.ERROR, "PutItem", status=400, code="SomethingNew"))
+    found = await asyncio.to_thread(looked, run, world)
+    doubtful = {what for what, finding in found.items() if finding["level"] == "warn"}
+    assert doubtful == {"regional queue us-west-2: send_message_batch", "ledger: put_item"}
+    assert "it cannot be told" in found["ledger: put_item"]["detail"]
+
+
 async def test_queues_and_tables_whose_settings_will_hurt_are_named(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

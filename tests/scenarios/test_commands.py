@@ -95,7 +95,8 @@ async def test_a_submission_that_was_cut_off_goes_on_where_it_was(world: World, 
     said = json.loads(first.stdout)
     assert said["failed"] == 10
     assert said["sent"] == 31
-    assert first.stderr.count("dispatcher: line ") == 10
+    assert first.stderr.count("dispatcher: line ") == 10 + 1
+    assert "line 41: has the request_id of line 1: it will be dropped as a duplicate" in first.stderr
     with file.open("a") as more:  # what is added meanwhile is sent, too
         more.write(request("late") + "\n")
     second = await asyncio.to_thread(run, "submit", str(file), "--json", settings=settings)

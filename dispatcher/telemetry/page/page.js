@@ -25,6 +25,7 @@ function rows(parent, count, build) {
 // --- numbers for people --------------------------------------------------------------------------------------------
 
 const whole = (n) => n.toLocaleString("en");
+const many = (n, what) => `${whole(n)} ${what}${n === 1 ? "" : "s"}`;
 const unknown = "?";
 
 function seconds(s) {
@@ -68,10 +69,10 @@ function tiles(s) {
     ["Dispatched", rate(s.dispatched_per_second), `${whole(s.totals.dispatched)} since start`, "", s.history.dispatched_per_second, `dispatched per second, ${minutes}`],
     ["Master backlog", whole(master.visible ?? 0), s.troubles["the depth of the master queue"] ? "at its last reading; none now" : `${whole(master.in_flight ?? 0)} in flight`, s.troubles["the depth of the master queue"] ? "warn" : "", s.history.master, `messages in the master queue, ${minutes}`],
     ["Age at dispatch", age ? seconds(age.p50) : "–", age ? `95 %: ${seconds(age.p95)}` : `none in ${s.window_seconds} s`],
-    ["In flight here", whole(s.in_flight), `of ${whole(s.in_flight_limit)}; ${s.dispatchers === 1 ? "1 dispatcher" : `${whole(s.dispatchers)} dispatchers`} at work`],
+    ["In flight here", whole(s.in_flight), `of ${whole(s.in_flight_limit)}; ${many(s.dispatchers, "dispatcher")}`],
     ["Duplicates", whole(s.totals.duplicate), "dropped"],
-    ["Rejected", whole(s.totals.rejected), `${whole(dead)} in the dead-letter queue`, dead ? "warn" : ""],
-    ["Workers gave up", whole(theirs), "in the Regions’ dead-letter queues", theirs ? "warn" : ""],
+    ["Rejected", whole(s.totals.rejected), many(dead, "dead letter"), dead ? "warn" : ""],
+    ["Workers gave up", whole(theirs), "regional dead letters", theirs ? "warn" : ""],
     ["Ledger", ledger, `breaker ${s.ledger.replace("_", "-")}`, ledger === "answers" ? "good" : "bad"],
   ];
 }
