@@ -140,7 +140,7 @@ class App:
         late_s = max(lag_s(rules.queue_url) for rules in settings.regions.values())
         self.board = Board.of(settings, lag_s=late_s, now=self.now, random=self.random)
         self.gate = Gate(self.board, self.ledger_breaker, self.in_flight)
-        self.live = Live(self.metrics, self.now)
+        self.live = Live(self.metrics, self.home, self.now)
         logs.tell_warnings_to(self.live.warn)
         self.pulse = Pulse(
             self.board,

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import aioboto3
+import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
@@ -42,10 +43,26 @@ _NOTHING = nullcontext()
 class HostCheckingSession(AIOHTTPSession):
     """aiobotocore before 3.9.0 leaves host names to urllib3, which is not there: any trusted certificate would do."""
 
+    _max_pool_connections: int  # theirs, which the stubs leave out
+    _connector_args: dict[str, Any]
+
     def _get_ssl_context(self) -> ssl.SSLContext:
-        context: ssl.SSLContext = super()._get_ssl_context()  # type: ignore[misc]  # private: the stubs leave it out
+        context: ssl.SSLContext = super()._get_ssl_context()  # type: ignore[misc]  # as above
         context.check_hostname = True
         return context
+
+    async def send(self, request: Any) -> Any:
+        self._plain = str(request.url).startswith("http://")
+        return await super().send(request)
+
+    def _create_connector(self, proxy_url: str | None) -> aiohttp.TCPConnector:
+        """An emulator without TLS needs no certificates, and reading them costs more than its first calls."""
+        if self._plain and not proxy_url:
+            return aiohttp.TCPConnector(
+                limit=self._max_pool_connections, **self._connector_args
+            )  # verifies, if it must
+        connector: aiohttp.TCPConnector = super()._create_connector(proxy_url)  # type: ignore[misc]  # private, as above
+        return connector
 
 
 class Caller:

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from dispatcher.model import Choice, Message, Outcome
+from dispatcher.model import Choice, Message, Outcome, Region
 from dispatcher.telemetry.metrics import Metrics
 
 HISTORY = 120  # samples, one a second
@@ -45,8 +45,9 @@ class _Warning:
 class Live:
     """`sample` is called once a second; whoever waits in `next_sample` is woken by it."""
 
-    def __init__(self, metrics: Metrics, now: Callable[[], float]) -> None:
+    def __init__(self, metrics: Metrics, home: Region, now: Callable[[], float]) -> None:
         self._metrics = metrics
+        self._home = home
         self._now = now
         self._samples: deque[_Sample] = deque(maxlen=HISTORY + 1)
         self._choices: deque[tuple[float, Message, Choice]] = deque(maxlen=CHOICES)
@@ -54,13 +55,12 @@ class Live:
         self._sampled = asyncio.Event()
 
     def sample(self) -> None:
-        queues = _values(self._metrics.queue_messages, "queue", "state")
         self._samples.append(
             _Sample(
                 self._now(),
-                int(_values(self._metrics.received)[()]),
-                int(_values(self._metrics.messages, "outcome")[Outcome.DISPATCHED,]),
-                int(queues["master", "visible"]),
+                _value(self._metrics.received),
+                _value(self._metrics.messages.labels(Outcome.DISPATCHED)),
+                _value(self._metrics.queue_messages.labels("master", self._home, "visible")),
                 _buckets(self._metrics.message_age),
             )
         )
@@ -142,6 +142,12 @@ def _values(metric: MetricWrapperBase, *labels: str) -> dict[tuple[str, ...], fl
             key = tuple(sample.labels[label] for label in labels)
             sums[key] = sums.get(key, 0.0) + sample.value
     return sums
+
+
+def _value(series: MetricWrapperBase) -> int:
+    """Return the value of one series of a counter or a gauge."""
+    (family,) = series.collect()
+    return int(family.samples[0].value)
 
 
 def _buckets(histogram: Histogram) -> dict[float, float]:

@@ -41,7 +41,7 @@ def test_people_get_a_table_and_a_picture(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nowhere"], "no scenario 'nowhere'; there are equal"),
-        (["equal", "--policy", "best"], "'best' is not a valid Policy; there are projected-wait"),
+        (["equal", "--policy", "best"], "--policy: there is projected-wait"),
         (["equal", "--file", "x"], "--file is for the scenario 'recorded'"),
         (["recorded", "--file", "/nowhere.jsonl"], "/nowhere.jsonl: No such file or directory"),
         (["recorded", "--file", __file__], "not what 'dispatcher record' writes"),

@@ -18,7 +18,7 @@ class Here:
         self.metrics = Metrics(
             CollectorRegistry(), home=R, regions=[R], policy="-", version="-", revision="-", in_flight_limit=1
         )
-        self.live = Live(self.metrics, lambda: self.now)
+        self.live = Live(self.metrics, R, lambda: self.now)
 
     def second(self, dispatched: int = 0, age_s: float = 0.0, waiting: int = 0) -> None:
         self.now += 1.0
