@@ -158,6 +158,7 @@ def test_what_the_pages_tell_a_user_to_type_works(block: Block, shell: dict[str,
         # what runs until it is stopped is stopped, beside the daemon that has the port
         (r"dispatcher (run|dev \w+)", r"for_a_while dispatcher \1"),
         (r"dispatcher status first-1", "sleep 3; dispatcher status first-1"),
+        (r"simulate spot-loss", "simulate spot-loss --minutes 2"),  # the whole of it is played in tests/simulation
         (r"--watch", "--help"),
     ]:
         script = re.sub(pattern, replacement, script)
