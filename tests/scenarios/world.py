@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from dispatcher.demo.cloud import Cloud, free_port
 from dispatcher.model import Region
 from dispatcher.telemetry.metrics import Metrics
 from tests.scenarios.proxy import HOST, Call, Proxy
+from tests.scenarios.zygote import Forked, zygote
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
 HOME = "us-east-1"
@@ -92,7 +92,7 @@ class Arrival:
 class Dispatcher:
     """One `dispatcher run` process."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "Forked | subprocess.Popen[bytes]"
     port: int
     log: Path
     session: aiohttp.ClientSession
@@ -131,7 +131,7 @@ class Dispatcher:
 
     async def exit_status(self, within: float = PATIENCE_S) -> int:
         await until(lambda: not self.running, "process ended", within=within, every=0.05)
-        return int(self.process.returncode)
+        return self.process.wait()
 
     async def kill(self) -> None:
         self.signal(signal.SIGKILL)
@@ -218,10 +218,7 @@ class World:
             **{name if name.startswith("AWS_") else f"DISPATCHER_{name}": v for name, v in settings.items()},
         }
         log = self.folder / f"dispatcher-{len(self.dispatchers)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(  # noqa: ASYNC220  starting one takes no time worth a thread
-                [sys.executable, "-m", "dispatcher", "run"], env=environment, stdout=out, stderr=subprocess.STDOUT
-            )
+        process = zygote().start(environment, log)
         dispatcher = Dispatcher(process, port, log, self.session)
         self.dispatchers.append(dispatcher)
         if ready:
