@@ -1,11 +1,13 @@
 """Fixtures that several folders use, and no others."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from dispatcher.demo.cloud import Cloud, embedded
+from tests.scenarios.world import World, provisioned, world_of
 
 # A deadline is an assertion on elapsed time, and these machines are shared.
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -35,3 +37,13 @@ def moto() -> Iterator[Cloud]:
     """One moto server for this test process: for the single-write ledger, since it knows no PartiQL."""
     with embedded("moto") as cloud:
         yield cloud
+
+
+@pytest.fixture
+async def world(ministack: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    with monkeypatch.context() as patch:
+        for name, value in ministack.environment.items():
+            patch.setenv(name, value)
+        resources = await provisioned()
+    async with world_of(ministack, resources, tmp_path) as world:
+        yield world

@@ -16,24 +16,14 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from dispatcher.demo.cloud import Cloud, free_port
+from dispatcher.demo.cloud import free_port
 from tests.scenarios.proxy import HOST, Fault, How
-from tests.scenarios.world import REGIONS, Dispatcher, World, provisioned, request, requests, until, world_of
+from tests.scenarios.world import REGIONS, Dispatcher, World, request, requests, until
 
 PICTURES = Path(__file__).parents[2] / "build" / "page"
 PATIENCE_MS = 30_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture
-async def world(ministack: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    with monkeypatch.context() as patch:
-        for name, value in ministack.environment.items():
-            patch.setenv(name, value)
-        resources = await provisioned()
-    async with world_of(ministack, resources, tmp_path) as world:
-        yield world
 
 
 @pytest.fixture

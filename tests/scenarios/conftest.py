@@ -1,16 +1,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from dispatcher.cli import main
 from dispatcher.demo.cloud import Cloud
-from tests.scenarios.world import World, provisioned, world_of
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -36,13 +34,3 @@ def run(ministack: Cloud) -> Run:
         return subprocess.CompletedProcess(arguments, ended.exit_code, ended.stdout, ended.stderr)
 
     return command
-
-
-@pytest.fixture
-async def world(ministack: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    with monkeypatch.context() as patch:
-        for name, value in ministack.environment.items():
-            patch.setenv(name, value)
-        resources = await provisioned()
-    async with world_of(ministack, resources, tmp_path) as world:
-        yield world
