@@ -5,8 +5,10 @@ and after it. What it cannot read it refuses loudly, so that no test passes on a
 """
 
 import asyncio
+import heapq
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +22,7 @@ STATEMENTS_MAX = 25
 BATCH_BYTES_MAX = 1_048_576
 RECEIVE_MAX_S = 43200
 ACCOUNT = "000000000000"
+HOST = "http://sqs.{region}.fake"
 
 Item = dict[str, dict[str, Any]]
 
@@ -53,48 +56,79 @@ class Queue:
     region: str
     now: Callable[[], float]
     ids: "count[int]"
-    epoch_s: float = 0.0
+    host: str = HOST
     visibility_s: int = 600
     receives_max: int | None = None
     dead: "Queue | None" = None
     messages: dict[str, Stored] = field(default_factory=dict)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _visible: "OrderedDict[str, Stored]" = field(default_factory=OrderedDict)
+    _hidden: list[tuple[float, int, Stored]] = field(default_factory=list)  # a heap; what has changed since is stale
 
     @property
     def url(self) -> str:
-        return f"http://sqs.{self.region}.fake/{ACCOUNT}/{self.name}"
+        return f"{self.host.format(region=self.region)}/{ACCOUNT}/{self.name}"
 
     def put(self, body: str, attributes: Mapping[str, Any] = {}, system: Mapping[str, Any] = {}) -> str:
         message_id = f"{self.name}-{next(self.ids)}"
         now = self.now()
-        self.messages[message_id] = Stored(message_id, body, attributes, system, now, now)
-        self.arrived.set()
+        self.show(Stored(message_id, body, attributes, system, now, now))
         return message_id
+
+    def show(self, message: Stored) -> None:
+        """From now on anybody gets the message."""
+        message.visible_at = self.now()
+        self.messages[message.message_id] = self._visible[message.message_id] = message
+        self.arrived.set()
+
+    def hide(self, message: Stored, until: float) -> None:
+        """From now on nobody gets the message until then (loop time)."""
+        message.visible_at = until
+        self._visible.pop(message.message_id, None)
+        heapq.heappush(self._hidden, (until, next(self.ids), message))
+
+    def delete(self, message: Stored) -> None:
+        del self.messages[message.message_id]
+        self._visible.pop(message.message_id, None)
+
+    def clear(self) -> None:
+        """As if workers had taken all of it, or PurgeQueue had."""
+        self.messages.clear()
+        self._visible.clear()
 
     def next_visible_at(self) -> float | None:
         """When one of the messages that are hidden now comes back."""
-        return min((message.visible_at for message in self.messages.values()), default=None)
+        self._look()
+        return self._hidden[0][0] if self._hidden else None
+
+    def _look(self) -> None:
+        """Let those come back whose time has come."""
+        while self._hidden:
+            until, _, message = self._hidden[0]
+            current = message.visible_at == until and self.messages.get(message.message_id) is message
+            if current and until > self.now():
+                return
+            heapq.heappop(self._hidden)
+            if current:
+                self._visible[message.message_id] = message
 
     def take(self, most: int, visibility_s: int | None = None) -> list[Stored]:
         """Receive: hand out what is visible, each with a new receipt."""
         now = self.now()
+        self._look()
         taken: list[Stored] = []
-        for message in list(self.messages.values()):
-            if len(taken) == most:
-                break
-            if message.visible_at > now:
-                continue
+        while self._visible and len(taken) < most:
+            _, message = self._visible.popitem(last=False)
             if self.dead is not None and self.receives_max is not None and message.receives >= self.receives_max:
-                del self.messages[message.message_id]
-                self.dead.messages[message.message_id] = message  # with its id, its age and its receives so far
-                message.visible_at = now
-                self.dead.arrived.set()
+                self.delete(message)
+                self.dead.show(message)  # with its id, its age and its receives so far
                 continue
             message.receives += 1
             message.receipt = f"{message.message_id}#{next(self.ids)}"
             message.received_at = now
-            message.visible_at = now + (self.visibility_s if visibility_s is None else visibility_s)
             taken.append(message)
+        for message in taken:  # not before: with a visibility of 0 it would come twice in one answer
+            self.hide(message, now + (self.visibility_s if visibility_s is None else visibility_s))
         return taken
 
     def by_receipt(self, receipt: str) -> Stored | None:
@@ -102,9 +136,9 @@ class Queue:
         return message if message and message.receipt == receipt else None
 
     def depth(self) -> tuple[int, int]:
-        now = self.now()
-        hidden = sum(message.visible_at > now for message in self.messages.values())
-        return len(self.messages) - hidden, hidden
+        """Messages that are visible now, and in flight."""
+        self._look()
+        return len(self._visible), len(self.messages) - len(self._visible)
 
 
 class FakeAws:
@@ -113,14 +147,18 @@ class FakeAws:
     def __init__(self, now: Callable[[], float], epoch_s: float) -> None:
         self.now = now
         self.epoch_s = epoch_s
+        self.host = HOST
         self.queues: dict[tuple[str, str], Queue] = {}
         self.tables: dict[str, dict[str, Item]] = {}
         self.wrote: Callable[[str, Item | None, Item], None] = lambda key, old, new: None  # hears of each item written
         self._ids = count(1)
 
     def queue(self, region: str, name: str, *, dead: Queue | None = None, receives_max: int | None = None) -> Queue:
-        made = Queue(name, region, self.now, self._ids, dead=dead, receives_max=receives_max)
-        self.queues[region, made.url] = made
+        made = Queue(name, region, self.now, self._ids, self.host, dead=dead, receives_max=receives_max)
+        return self.add(made)
+
+    def add(self, made: Queue) -> Queue:
+        self.queues[made.region, made.url] = made
         return made
 
     def do(self, region: str, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,6 +216,12 @@ class FakeAws:
             ]
         }
 
+    def _delete_message(self, region: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._delete_message_batch(region, {**asked, "Entries": [{"Id": "0", **asked}]})
+        if failed := answer.get("Failed"):
+            raise refusal(failed[0]["Code"])
+        return {}
+
     def _send_message_batch(self, region: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         queue = self.at(region, asked)
         size = sum(len(entry["MessageBody"].encode("utf-8", "surrogatepass")) for entry in asked["Entries"])
@@ -199,7 +243,7 @@ class FakeAws:
 
         def one(entry: Mapping[str, Any]) -> dict[str, Any]:
             if message := queue.by_receipt(entry["ReceiptHandle"]):
-                del queue.messages[message.message_id]
+                queue.delete(message)
             elif entry["ReceiptHandle"].rpartition("#")[0] in queue.messages:
                 raise _EntryError("ReceiptHandleIsInvalid")
             return {}
@@ -217,7 +261,7 @@ class FakeAws:
                 raise _EntryError("AWS.SimpleQueueService.MessageNotInflight")
             if now + entry["VisibilityTimeout"] - message.received_at > RECEIVE_MAX_S:
                 raise _EntryError("InvalidParameterValue")
-            message.visible_at = now + entry["VisibilityTimeout"]
+            queue.hide(message, now + entry["VisibilityTimeout"])
             queue.arrived.set()
             return {}
 

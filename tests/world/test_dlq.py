@@ -56,7 +56,7 @@ async def fill(world: World) -> None:
     await process.ended.wait()
     for request_id in ("new", "left"):
         world.submit(request_id)  # so that its fate is checked
-        world.master.messages.clear()
+        world.master.clear()
     item = world.aws.tables[TABLE]["done"]
     lapsed = {"state": {"S": "claimed"}, "request_id": {"S": "left"}, "lease_end": {"N": f"{world.epoch() - 1:.3f}"}}
     world.aws.tables[TABLE]["left"] = item | lapsed
@@ -241,8 +241,7 @@ def test_a_letter_that_is_delivered_after_its_delete_is_not_sent_again() -> None
             ghost = here.dead_letters.messages[message_id]
 
             def back(_: int) -> None:
-                here.dead_letters.messages[message_id] = ghost
-                ghost.visible_at = 0.0
+                here.dead_letters.show(ghost)
 
             async def work(settings: Settings, clients: FakeClients) -> Counter[Fate]:
                 async with redriving(settings, clients, ALL, again=False, per_second=1000) as command:
@@ -250,7 +249,7 @@ def test_a_letter_that_is_delivered_after_its_delete_is_not_sent_again() -> None
 
             assert await here.command(Life("operator"), work) == {Fate.REDRIVEN: 1, Fate.BACK: 1}
             assert len(here.master.messages) == 1
-            here.dead_letters.messages.clear()
+            here.dead_letters.clear()
 
     run_virtual(main())
 
@@ -283,7 +282,7 @@ def test_ten_attributes_of_the_client_s_leave_no_room_to_dispatch_again() -> Non
             fates = await here.command(Life("operator"), partial(redrive, again=True))
             assert fates == {Fate.NO_ROOM: 1}
             assert len(here.dead_letters.messages) == 1
-            here.dead_letters.messages.clear()
+            here.dead_letters.clear()
 
     run_virtual(main())
 

@@ -356,7 +356,7 @@ def test_holding_for_ten_minutes_spends_one_receive_at_most_and_makes_no_dead_le
                     here.weather(Spell(kind, now, min(ends, now + (12 if flaps else 40)), operation))
                 elif flaps and number % 32 == 0:  # workers take what there is, and no more for a while
                     for queue in here.regional.values():
-                        queue.messages.clear()
+                        queue.clear()
                 for _ in range(8):
                     ids.append(here.submit(f"r{number}"))
                     number += 1

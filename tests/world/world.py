@@ -258,7 +258,7 @@ class World:
         for message in list(self.dead_letters.messages.values()):
             if "dispatcher.rejected_because" in message.attributes:
                 continue
-            del self.dead_letters.messages[message.message_id]
+            self.dead_letters.delete(message)
             new = self.master.put(message.body, message.attributes, message.system)
             for request in self.requests.values():
                 if message.message_id in request.message_ids:
@@ -281,7 +281,7 @@ class World:
             while True:
                 await asyncio.sleep(1 / per_second)
                 for message in self.regional[region].take(1):
-                    del self.regional[region].messages[message.message_id]
+                    self.regional[region].delete(message)
 
         self._workers.append(asyncio.create_task(take(), context=self.context.copy()))
 
