@@ -378,5 +378,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-

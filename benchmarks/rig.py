@@ -124,6 +124,7 @@ class Fake:
             "DISPATCHER_MASTER_QUEUE_URL": self.queue_url(MASTER),
             "DISPATCHER_LEDGER_TABLE": TABLE,
             "DISPATCHER_REGIONS": json.dumps(regions),
+            "DISPATCHER_OVERLOAD_THRESHOLD": "1000000",  # more than comes between two depth readings
             "DISPATCHER_HTTP_HOST": "127.0.0.1",
             "DISPATCHER_HTTP_PORT": str(free_port()),
         }

@@ -160,7 +160,9 @@ class App:
             stack.enter_context(self.lifecycle.signals())
             await self._listen(stack)
             around = {"around": self.tracing.call} if self.tracing else {}
-            clients = await stack.enter_async_context(Clients(self.clock, self.metrics, **around))
+            clients = await stack.enter_async_context(
+                Clients(self.clock, self.metrics, kind=self.settings.aws_client, **around)
+            )
             await self.work(clients)
 
     async def work(self, clients: Clients) -> None:

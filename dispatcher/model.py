@@ -29,6 +29,13 @@ class Policy(StrEnum):
         return self in (Policy.PROJECTED_WAIT, Policy.TWO_CHOICES)
 
 
+class AwsClient(StrEnum):
+    """Who makes the calls that are made for messages."""
+
+    SDK = "sdk"
+    LEAN = "lean"
+
+
 class Outcome(StrEnum):
     """How a delivery ended; each ends in exactly one."""
 

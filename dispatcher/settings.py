@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dispatcher.errors import ConfigurationError
-from dispatcher.model import Policy, Priority, Region
+from dispatcher.model import AwsClient, Policy, Priority, Region
 
 PREFIX = "DISPATCHER_"
 TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -161,6 +161,8 @@ class Settings(HttpSettings):
     """Asked for with each receive, extended while a message is held: how soon a dead dispatcher's messages return."""
     claim_lease_seconds: Seconds = 90
     """How long a dead dispatcher's claim holds its request. Less than the visibility; a third of it bounds a send."""
+    aws_client: AwsClient = AwsClient.SDK
+    """`sdk`, or `lean`: the five calls that are made for messages cost less processor time. Others are the SDK's."""
     poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20
     """Long-poll wait. A drain lasts at least this long when the queue is empty."""
     pollers: Annotated[int, Field(ge=1, le=100)] = 8

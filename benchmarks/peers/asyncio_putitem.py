@@ -48,14 +48,18 @@ async def main() -> None:
             while True:
                 answer = await sqs.receive_message(QueueUrl=MASTER, MaxNumberOfMessages=10, WaitTimeSeconds=20)
                 messages = answer.get("Messages", [])
-                ours = await asyncio.gather(*(claimed(json.loads(message["Body"])["request_id"]) for message in messages))
+                ours = await asyncio.gather(
+                    *(claimed(json.loads(message["Body"])["request_id"]) for message in messages)
+                )
                 chosen: dict[str, list[str]] = {}
                 for message, is_ours in zip(messages, ours, strict=True):
                     if is_ours:
                         chosen.setdefault(next(turns), []).append(message["Body"])
                 await asyncio.gather(*(send(*one) for one in chosen.items()))
                 if messages:
-                    done = [{"Id": str(number), "ReceiptHandle": m["ReceiptHandle"]} for number, m in enumerate(messages)]
+                    done = [
+                        {"Id": str(number), "ReceiptHandle": m["ReceiptHandle"]} for number, m in enumerate(messages)
+                    ]
                     await sqs.delete_message_batch(QueueUrl=MASTER, Entries=done)
 
         await asyncio.gather(*(poll() for _ in range(POLLS)))

@@ -2,6 +2,7 @@
 
 One session for the process; one client for each service, Region and purpose, made at the start and closed at the end.
 Everything that decides how a call behaves is said out loud here: timeouts, attempts, pool sizes, keep-alive, Region.
+Certificate authorities are read once, whoever makes the calls.
 """
 
 import asyncio
@@ -10,23 +11,30 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from random import Random
 from typing import Any, Literal
 
 import aioboto3
+import aiobotocore.session
 import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpsession import ProxyConfiguration, create_urllib3_context, get_cert_path
+from botocore.utils import get_environ_proxies
 
 from dispatcher import __version__
 from dispatcher.aws.faults import classify
+from dispatcher.aws.lean import LeanClient
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause, RefusedError
-from dispatcher.model import Region
+from dispatcher.model import AwsClient, Region
 from dispatcher.telemetry.metrics import ANSWERED, RETRIED, Metrics
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
+KEPT_ALIVE_S = 12.0  # a connection that nobody uses; as in aiobotocore
 
 Service = Literal["sqs", "dynamodb"]
 Around = Callable[[str, str, Region], AbstractContextManager[Any]]
@@ -45,6 +53,7 @@ class HostCheckingSession(AIOHTTPSession):
 
     _max_pool_connections: int  # theirs, which the stubs leave out
     _connector_args: dict[str, Any]
+    _verify: bool | str
 
     def _get_ssl_context(self) -> ssl.SSLContext:
         context: ssl.SSLContext = super()._get_ssl_context()  # type: ignore[misc]  # as above
@@ -52,17 +61,28 @@ class HostCheckingSession(AIOHTTPSession):
         return context
 
     async def send(self, request: Any) -> Any:
-        self._plain = str(request.url).startswith("http://")
+        self._url = str(request.url)
         return await super().send(request)
 
     def _create_connector(self, proxy_url: str | None) -> aiohttp.TCPConnector:
-        """An emulator without TLS needs no certificates, and reading them costs more than its first calls."""
-        if self._plain and not proxy_url:
-            return aiohttp.TCPConnector(
-                limit=self._max_pool_connections, **self._connector_args
-            )  # verifies, if it must
-        connector: aiohttp.TCPConnector = super()._create_connector(proxy_url)  # type: ignore[misc]  # private, as above
-        return connector
+        if proxy_url:
+            connector: aiohttp.TCPConnector = super()._create_connector(proxy_url)  # type: ignore[misc]  # as above
+            return connector
+        return _connector(self._url, self._verify, limit=self._max_pool_connections, **self._connector_args)
+
+
+def _connector(url: str, verify: bool | str, **more: Any) -> aiohttp.TCPConnector:
+    """An emulator without TLS needs no certificates, and reading them costs more than its first calls."""
+    return aiohttp.TCPConnector(ssl=url.startswith("http://") or trusting(get_cert_path(verify)), **more)
+
+
+@lru_cache
+def trusting(authorities: str) -> ssl.SSLContext:
+    """Return a context that trusts the certificate authorities of a file, and checks host names."""
+    context: ssl.SSLContext = create_urllib3_context()
+    context.check_hostname = True
+    context.load_verify_locations(authorities)
+    return context
 
 
 class Caller:
@@ -137,12 +157,28 @@ class Caller:
 class Clients:
     """Makes Callers; leaving the context closes them all. End every task that calls before that."""
 
-    def __init__(self, clock: Clock, metrics: Metrics, around: Around = _plainly) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        metrics: Metrics,
+        around: Around = _plainly,
+        *,
+        kind: AwsClient = AwsClient.SDK,
+        validates: bool = False,
+    ) -> None:
+        """`validates`: the SDK looks at each call's parameters first, which takes a quarter of a batch's time; tests
+        have it look.
+        """
         self.clock = clock
         self._metrics = metrics
         self._around = around
+        self._kind = kind
+        self._validates = validates
         try:
-            self._session = aioboto3.Session()
+            self._core = aiobotocore.session.get_session()
+            self._session = aioboto3.Session(botocore_session=self._core)
+            # in full, the SDK puts it together twice a call
+            self._user_agent = f"{self._core.user_agent()} regional-dispatcher/{__version__}"
         except (BotoCoreError, ValueError) as fault:
             raise RefusedError(Cause.REFUSED, f"the AWS SDK cannot start: {fault}") from fault
         self._stack = AsyncExitStack()
@@ -173,7 +209,8 @@ class Clients:
             read_timeout=read_timeout_s,
             max_pool_connections=pool,
             retries={"mode": "standard", "total_max_attempts": attempts},
-            user_agent_extra=f"regional-dispatcher/{__version__}",
+            user_agent=self._user_agent,
+            parameter_validation=self._validates,
             http_session_cls=HostCheckingSession,  # merging configs would drop it: AioConfig.merge of 2.25.1
         )
         opening = self._session.client(service, region_name=region, config=config)
@@ -181,5 +218,32 @@ class Clients:
             client = await self._stack.enter_async_context(opening)
         except (BotoCoreError, ValueError) as fault:
             raise RefusedError(Cause.REFUSED, f"no client for {service} in {region}: {fault}") from fault
+        if self._kind is AwsClient.LEAN:
+            client = await self._lean(client, pool, attempts, read_timeout_s)
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
         return Caller(client, service, region, self.clock, self._metrics, total, self._around)
+
+    async def _lean(self, sdk: Any, pool: int, attempts: int, read_timeout_s: float) -> LeanClient:
+        url = sdk.meta.endpoint_url
+        http = aiohttp.ClientSession(
+            connector=_connector(
+                url,
+                self._core.get_config_variable("ca_bundle") or True,
+                limit=pool,
+                keepalive_timeout=KEPT_ALIVE_S,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        await self._stack.enter_async_context(http)
+        return LeanClient(
+            sdk,
+            http,
+            await self._core.get_credentials(),
+            self.clock,
+            proxy=ProxyConfiguration(get_environ_proxies(url)).proxy_url_for(url),
+            user_agent=self._user_agent,
+            attempts=attempts,
+            random=Random(),
+        )

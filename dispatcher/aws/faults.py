@@ -68,6 +68,17 @@ _CAUSES: Mapping[str, Cause] = {
 _SERVICE_FAILED = {"InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable"}
 
 
+# The SDK's errors, and those of the client below it, which the lean one shows as they are.
+_NO_CONNECTION = (
+    ConnectTimeoutError,
+    ProxyConnectionError,
+    SSLError,
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+)
+
+
 def classify(fault: BaseException) -> AwsError:
     """Return what became of a call that raised `fault`."""
     if isinstance(fault, ClientError):
@@ -75,7 +86,7 @@ def classify(fault: BaseException) -> AwsError:
     detail = f"{type(fault).__name__}: {fault}"
     if isinstance(fault, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):
         return RefusedError(Cause.DENIED, detail)
-    if isinstance(fault, ConnectTimeoutError | ProxyConnectionError | SSLError):
+    if isinstance(fault, _NO_CONNECTION):
         return RefusedError(Cause.UNREACHABLE, detail)
     # aiobotocore wraps any broken connection in this one, also one that broke after the request was written
     if isinstance(fault, EndpointConnectionError):

@@ -1,0 +1,194 @@
+"""The five calls that are made for messages, without the SDK's way there; every other call is the SDK's.
+
+A call of aiobotocore costs about a millisecond of processor time, most of it in what never changes from call to call:
+validation, endpoint rules, events, a user agent. Here is what remains: JSON, a signature, an HTTP request. Credentials
+and endpoints come from the SDK, its parser reads what is no success, and failures are told by `aws/faults.py` as ever.
+docs/decisions/0010-lean-client.md tells why it is trusted; tests/contracts run on both.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from functools import partial
+from random import Random
+from typing import Any
+
+import aiohttp
+from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.parsers import create_parser
+from botocore.retries.quota import RetryQuota
+from yarl import URL
+
+from dispatcher.aws.faults import classify
+from dispatcher.clock import Clock
+from dispatcher.errors import AmbiguousError, Cause
+from dispatcher.policy.backoff import backoff_s
+
+OPERATIONS = {
+    "receive_message": "ReceiveMessage",
+    "send_message_batch": "SendMessageBatch",
+    "delete_message_batch": "DeleteMessageBatch",
+    "change_message_visibility_batch": "ChangeMessageVisibilityBatch",
+    "batch_execute_statement": "BatchExecuteStatement",
+}
+_TARGETS = {"sqs": "AmazonSQS", "dynamodb": "DynamoDB_20120810"}
+_JSON = "application/x-amz-json-1.0"
+_RETRIED = {Cause.THROTTLED, Cause.UNREACHABLE}
+_RETRY_COSTS = 5  # of the SDK's quota, as in its standard mode
+
+
+class Signer:
+    """AWS Signature Version 4 of JSON calls: POST, no query, the same headers each time (AWS General Reference)."""
+
+    def __init__(self, service: str, region: str, host: str, path: str, more: Mapping[str, str]) -> None:
+        self._scope = f"{region}/{service}/aws4_request"
+        self._key_parts = region, service
+        self._path = path
+        self._fixed = {"content-type": _JSON, "host": host, **{name.lower(): value for name, value in more.items()}}
+        self._key_of: tuple[str, str] = "", ""  # the secret and the day that the key below was made from
+        self._key = b""
+
+    def headers(
+        self, target: str, body: bytes, at: float, access: str, secret: str, token: str | None
+    ) -> dict[str, str]:
+        """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself."""
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+        day = moment[:8]
+        signed = {**self._fixed, "x-amz-date": moment, "x-amz-target": target}
+        if token:
+            signed["x-amz-security-token"] = token
+        names = sorted(signed)
+        listed = ";".join(names)
+        lines = "".join(f"{name}:{signed[name]}\n" for name in names)
+        request = f"POST\n{self._path}\n\n{lines}\n{listed}\n{hashlib.sha256(body).hexdigest()}"
+        scope = f"{day}/{self._scope}"
+        digest = hashlib.sha256(request.encode()).hexdigest()
+        if self._key_of != (secret, day):
+            self._key_of, self._key = (secret, day), self._derived(secret, day)
+        signature = hmac.digest(self._key, f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}".encode(), "sha256").hex()
+        del signed["host"]  # HTTP's own
+        signed["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={access}/{scope}, SignedHeaders={listed}, Signature={signature}"
+        )
+        return signed
+
+    def _derived(self, secret: str, day: str) -> bytes:
+        key = f"AWS4{secret}".encode()
+        for part in (day, *self._key_parts, "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        return key
+
+
+class LeanClient:
+    """Stands where an SDK client stands, and hands it what is not among the five.
+
+    `attempts` counts all tries, the first included, as the SDK's `total_max_attempts` does; what is tried again, and
+    when, is as in the SDK's standard mode. Raises the SDK's ClientError for an answer that says no, and aiohttp's
+    errors where there was no answer.
+    """
+
+    def __init__(
+        self,
+        sdk: Any,
+        http: aiohttp.ClientSession,
+        credentials: Any,
+        clock: Clock,
+        *,
+        proxy: str | None,
+        user_agent: str,
+        attempts: int,
+        random: Random,
+    ) -> None:
+        self._sdk = sdk
+        self._http = http
+        self._credentials = credentials
+        self._clock = clock
+        self._proxy = proxy
+        self._attempts = attempts
+        self._random = random
+        self._quota = RetryQuota()
+        self._url = URL(sdk.meta.endpoint_url)
+        self._model = sdk.meta.service_model
+        service = self._model.signing_name
+        self._target = _TARGETS[service]
+        # what makes SQS say its old error codes beside the new ones, as it says them to the SDK
+        more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
+        port = "" if self._url.is_default_port() else f":{self._url.port}"
+        host = f"{self._url.host}{port}"
+        self._signer = Signer(service, sdk.meta.region_name, host, self._url.raw_path or "/", more)
+        self._own = {"user-agent": user_agent, "accept-encoding": "identity"}
+        for name, operation in OPERATIONS.items():
+            if operation in self._model.operation_names:
+                setattr(self, name, partial(self._call, operation))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sdk, name)
+
+    async def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        body = json.dumps(parameters, default=_base64, separators=(",", ":")).encode()
+        for attempt in range(1, self._attempts + 1):
+            try:
+                answer = await self._try(operation, body)
+            except Exception as fault:
+                if attempt == self._attempts or not _worth_another(fault) or not self._quota.acquire(_RETRY_COSTS):
+                    raise
+                await asyncio.sleep(backoff_s(attempt - 1, self._random))
+            else:
+                self._quota.release(_RETRY_COSTS if attempt > 1 else 1)
+                answer["ResponseMetadata"]["RetryAttempts"] = attempt - 1
+                return answer
+        raise AssertionError("there is at least one attempt")
+
+    async def _try(self, operation: str, body: bytes) -> dict[str, Any]:
+        credentials = await self._credentials.get_frozen_credentials() if self._credentials else None
+        if credentials is None:
+            raise NoCredentialsError
+        headers = self._signer.headers(
+            f"{self._target}.{operation}",
+            body,
+            self._clock.now(),
+            credentials.access_key,
+            credentials.secret_key,
+            credentials.token,
+        )
+        headers |= self._own
+        async with self._http.post(self._url, data=body, headers=headers, proxy=self._proxy) as response:
+            said = await response.read()
+            if response.status != 200:
+                raise self._refusal(operation, response, said)
+            answer: dict[str, Any] = json.loads(said) if said else {}
+            if operation == "ReceiveMessage":
+                _read_binaries(answer)
+            date = response.headers.get("Date")
+            answer["ResponseMetadata"] = {"HTTPStatusCode": 200, "HTTPHeaders": {"date": date} if date else {}}
+            return answer
+
+    def _refusal(self, operation: str, response: aiohttp.ClientResponse, said: bytes) -> ClientError:
+        """What the SDK's own parser makes of it."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        model = self._model.operation_model(operation)
+        parser = create_parser(self._model.resolved_protocol)
+        read = parser.parse({"status_code": response.status, "headers": headers, "body": said}, model.output_shape)
+        return ClientError(read, operation)
+
+
+def _worth_another(fault: Exception) -> bool:
+    known = classify(fault)
+    return isinstance(known, AmbiguousError) or known.cause in _RETRIED
+
+
+def _base64(value: object) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError(f"{type(value).__name__} is nothing that AWS takes")
+
+
+def _read_binaries(answer: Mapping[str, Any]) -> None:
+    for message in answer.get("Messages") or ():
+        for attribute in (message.get("MessageAttributes") or {}).values():
+            if "BinaryValue" in attribute:
+                attribute["BinaryValue"] = base64.b64decode(attribute["BinaryValue"])
