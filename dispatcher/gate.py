@@ -15,9 +15,12 @@ class Gate:
 
     def holding(self) -> str | None:
         """Why nothing is received; None when something would be."""
+        return self._holding(self.board.room())
+
+    def _holding(self, room: int) -> str | None:
         if self.ledger.state is BreakerState.OPEN:
             return "the ledger does not answer"
-        if self.board.room() <= 0:
+        if room <= 0:
             return "no Region may get more" if self.board.any_depth_known() else "no Region's depth is known"
         if self.in_flight.parking_full:
             return "half of what is held only waits: for a Region of its own, or for AWS to answer (see the log)"
@@ -25,6 +28,12 @@ class Gate:
 
     def room(self) -> int:
         """Messages that may be asked for now: each with a slot here and a place in some Region."""
-        if self.holding() is not None:
+        free = self.in_flight.free
+        if free <= 0:
             return 0
-        return max(0, min(self.in_flight.free, self.board.room() - self.in_flight.unrouted))
+        room = self.board.room()
+        if self._holding(room) is not None:
+            return 0
+        if room >= free + self.in_flight.asked + len(self.in_flight):
+            return free
+        return max(0, min(free, room - self.in_flight.unrouted))

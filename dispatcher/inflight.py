@@ -34,6 +34,14 @@ class Flight:
     sent_perhaps: bool = False  # a send of it, ours or of a claim that we took over, may have gone through
     lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
+    held_by: "InFlight | None" = None
+
+    def park(self, parked: bool) -> None:
+        """From now on it only waits, or does no more."""
+        if self.parked != parked:
+            self.parked = parked
+            if self.held_by:
+                self.held_by.count_parked(self)
 
 
 BODY_BYTES_MAX = 128 * 1024 * 1024
@@ -48,6 +56,8 @@ class InFlight:
         self.limit = limit
         self._flights: dict[Flight, int] = {}  # and the memory of each one's body
         self._body_bytes = 0
+        self._parked = 0
+        self._parked_bytes = 0
         self.asked = 0  # slots kept for what open polls may bring
 
     def __len__(self) -> int:
@@ -66,8 +76,13 @@ class InFlight:
     @property
     def parking_full(self) -> bool:
         """Half of what may be held only waits: the other half is for messages that can go on."""
-        parked = [size for flight, size in self._flights.items() if flight.parked]
-        return 2 * len(parked) >= max(2, self.limit) or 2 * sum(parked) >= BODY_BYTES_MAX
+        return 2 * self._parked >= max(2, self.limit) or 2 * self._parked_bytes >= BODY_BYTES_MAX
+
+    def count_parked(self, flight: Flight) -> None:
+        """A flight that is here begins or ceases to wait."""
+        sign = 1 if flight.parked else -1
+        self._parked += sign
+        self._parked_bytes += sign * self._flights[flight]
 
     @property
     def unrouted(self) -> int:
@@ -83,8 +98,11 @@ class InFlight:
         self.asked -= count
 
     def add(self, flight: Flight) -> None:
+        flight.held_by = self
         self._flights[flight] = sys.getsizeof(flight.delivery.body)
         self._body_bytes += self._flights[flight]
 
     def remove(self, flight: Flight) -> None:
+        flight.park(False)
+        flight.held_by = None
         self._body_bytes -= self._flights.pop(flight)

@@ -7,15 +7,15 @@ ends a delivery early is an exception with a name.
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from random import Random
 from typing import Protocol
-from uuid import uuid4
 
 import structlog
 
@@ -178,11 +178,11 @@ class Pipeline:
             raise PoisonError("; ".join(f"{region}: {said}" for region, said in sorted(flight.refused_by.items())))
         try:
             while (choice := self._book(flight, message, without=flight.refused_by)) is None:
-                flight.parked = True
+                flight.park(True)
                 await self.board.change()
                 _still_ours(flight)
         finally:
-            flight.parked = False
+            flight.park(False)
         return choice
 
     def _book(self, flight: Flight, message: Message, without: Collection[Region]) -> Choice | None:
@@ -195,7 +195,7 @@ class Pipeline:
 
     async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
         """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
-        token = uuid4().hex
+        token = os.urandom(16).hex()
         looked_once = False
         copy_in: Region | None = None  # where the claim that we take over may have put one
         while True:
@@ -327,7 +327,7 @@ class Pipeline:
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
-        log.info(
+        log.debug(  # the ledger tells it too (`dispatcher status ID`); a line for each message costs more than its calls
             "message.dispatched",
             request_id=sent.claim.request_id,
             region=sent.claim.region,
@@ -355,14 +355,14 @@ class Pipeline:
         """
         log.info("message.kept", message_id=flight.delivery.message_id, until=until)
         self.board.unbook(flight)
-        flight.parked = True
+        flight.park(True)
         try:
             until = min(until, self.clock.now() + self.terms.lease_s)
             while self.clock.now() < until + JUST_PAST_S and not self.gives_way():
                 await asyncio.sleep(min(SECOND_LOOK_S, max(0.0, until - self.clock.now()) + JUST_PAST_S))
                 _still_ours(flight)
         finally:
-            flight.parked = False
+            flight.park(False)
 
     async def _reject(self, flight: Flight, reason: str) -> Outcome:
         """Put the message, body untouched, on the dead-letter queue with the reason; then it leaves the master."""
@@ -481,11 +481,12 @@ class Pipeline:
                     if fault.cause is Cause.INVALID:
                         raise
                 _still_ours(flight)
-                flight.parked = True  # it only waits now, and must not take the room of those that can go on
+                flight.park(True)  # it only waits now, and must not take the room of those that can go on
                 await asyncio.sleep(backoff_s(attempt, self.random))
             raise AssertionError("count() does not end")
         finally:
-            flight.parked = False
+            if flight.parked:
+                flight.park(False)
 
     def _send_failed(self, message: Message, region: Region, fault: AwsError) -> None:
         self.metrics.error(Stage.SEND, fault.cause)
@@ -529,4 +530,10 @@ def _still_ours(flight: Flight) -> None:
 
 
 def _rfc_3339(epoch_s: float) -> str:
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _of_ms(int(epoch_s * 1000))
+
+
+@lru_cache(maxsize=8)
+def _of_ms(epoch_ms: int) -> str:
+    """The messages of a batch depart within one or two of them."""
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

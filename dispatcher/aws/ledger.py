@@ -40,8 +40,8 @@ from dispatcher.telemetry.metrics import Metrics
 STATEMENTS_MAX = 25  # DynamoDB: statements a batch (BatchExecuteStatement reference)
 KEYS_MAX = 100  # DynamoDB: keys a batch (BatchGetItem reference)
 CLAIM_LINGER_S = 0.01
-READ_LINGER_S = 0.002  # those that one batch of claims refused come at the same moment
-CONFIRM_LINGER_S = 0.005  # the window in which a crash may duplicate ends with the confirmation: it lingers least
+READ_LINGER_S = 0.1  # for duplicates, which nobody waits for
+CONFIRM_LINGER_S = 0.025  # off the latency path; but the window in which a crash may duplicate ends with it
 
 _REFUSED_CODES = {
     "ConditionalCheckFailed",
@@ -82,7 +82,8 @@ class Ledger:
             self._claim_batch if batching else self._claim_each,
             limits=limits,
             linger_s=CLAIM_LINGER_S if batching else 0.0,
-            flushes_max=4,
+            flushes_max=8,
+            eager=True,
             key_of=lambda request: request.message.request_id,
         )
         self._reads = Lane[str, Mapping[str, Any] | None](
@@ -96,7 +97,7 @@ class Ledger:
             self._confirm_batch if batching else self._confirm_each,
             limits=limits,
             linger_s=CONFIRM_LINGER_S if batching else 0.0,
-            flushes_max=4,
+            flushes_max=8,
             key_of=lambda confirmation: confirmation[0].request_id,
         )
         self._stack = AsyncExitStack()

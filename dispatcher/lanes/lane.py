@@ -34,7 +34,8 @@ class _Entry[ItemT, ResultT]:
 class Lane[ItemT, ResultT]:
     """Batches depart when full by items or bytes, or `linger_s` after their first item, and at once while hurried.
 
-    At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
+    An `eager` lane lingers only while a batch of it flies, since before that nobody else is likely to come: then its
+    first item takes along what is submitted in the same turn of the loop, such as the rest of a receive. At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
     result or an exception for each item, in order. When it raises, each of its items gets that error; for an item it
     left unanswered, the error is AmbiguousError. Leaving the context lets everything submitted end.
     """
@@ -46,6 +47,7 @@ class Lane[ItemT, ResultT]:
         limits: BatchLimits,
         linger_s: float,
         flushes_max: int,
+        eager: bool = False,
         size_of: Callable[[ItemT], int] = lambda _: 0,
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
@@ -53,13 +55,14 @@ class Lane[ItemT, ResultT]:
         self._limits = limits
         self._linger_s = linger_s
         self._flushes_max = flushes_max
+        self._eager = eager
         self._size_of = size_of
         self._key_of = key_of
         self._waiting: list[_Entry[ItemT, ResultT]] = []
         self._waiting_size = 0
         self._flying = 0
         self._hurried = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._flights: dict[asyncio.Task[None], list[_Entry[ItemT, ResultT]]] = {}
         self._open = False
 
@@ -96,10 +99,14 @@ class Lane[ItemT, ResultT]:
             raise LaneClosedError("the lane is closed")
         loop = asyncio.get_running_loop()
         due = loop.time() + self._linger_s
-        entry = _Entry[ItemT, ResultT](item, self._size_of(item), due, loop.create_future(), copy_context())
+        # not subscripted: `_Entry[…]` at run time costs as much as all the rest of this
+        entry: _Entry[ItemT, ResultT] = _Entry(item, self._size_of(item), due, loop.create_future(), copy_context())
         self._waiting.append(entry)
         self._waiting_size += entry.size
-        self._depart()
+        if self._timer is None and self._eager and not self._flying:
+            self._timer = loop.call_soon(self._on_time)
+        elif self._timer is None or self._full:
+            self._depart()
         try:
             return await entry.answer
         finally:
@@ -111,21 +118,29 @@ class Lane[ItemT, ResultT]:
         """From now on nothing waits for company: while draining there is none to come."""
         self._hurried = True
         self._linger_s = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._depart()
+
+    @property
+    def _full(self) -> bool:
+        size = self._limits.size
+        return len(self._waiting) >= self._limits.items or (size is not None and self._waiting_size >= size)
+
+    def _on_time(self) -> None:
+        self._timer = None
         self._depart()
 
     def _depart(self) -> None:
         """Start every flush that is due, and set the timer for the next one."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         loop = asyncio.get_running_loop()
         while self._waiting and self._flying < self._flushes_max:
-            full = len(self._waiting) >= self._limits.items or (
-                self._limits.size is not None and self._waiting_size >= self._limits.size
-            )
             due = self._waiting[0].departs_by
-            if not (full or self._hurried or due <= loop.time()):
-                self._timer = loop.call_at(due, self._depart)
+            idle = self._eager and not self._flying
+            if not (self._full or self._hurried or idle or due <= loop.time()):
+                if self._timer is None:  # one that is set rings no later, and looks again
+                    self._timer = loop.call_at(due, self._on_time)
                 return
             batch, self._waiting = pack(
                 self._waiting,
@@ -153,7 +168,7 @@ class Lane[ItemT, ResultT]:
         except Exception as fault:  # each of the batch gets it
             results = [fault] * len(batch)
         missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
-        for entry, result in zip(batch, [*results, *missing], strict=False):
+        for entry, result in zip(batch, [*results, *missing] if missing else results, strict=False):
             if entry.answer.done():
                 continue  # its caller has gone
             if isinstance(result, Exception):
