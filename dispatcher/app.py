@@ -1,6 +1,7 @@
 """Composition root: builds clients, queues, ledger and loops in the order of their needs; supervises; drains."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
@@ -52,6 +53,7 @@ log = structlog.get_logger()
 LATE_READINGS = 2  # after a failure, until which it is taken to last: what is read is read that often
 LAST_WORD_S = 2.0  # to tell the other dispatchers that this one ends
 POLL_MARGIN_S = 2.0  # between an open poll's end and a drain's deadline
+YOUNG_MAX = 20_000  # objects until the collector looks: those of the messages in flight, which are no garbage
 POOL = 50  # connections a client: more than its lanes can use at once, so that nothing waits for one
 
 
@@ -156,6 +158,8 @@ class App:
         self.answered: set[str] = set()  # of what readiness asks for
 
     async def run(self) -> None:
+        gc.freeze()  # what is here now stays
+        gc.set_threshold(YOUNG_MAX, 20, 50)
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
             await self._listen(stack)

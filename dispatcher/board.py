@@ -28,6 +28,7 @@ ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
+RUN_S = 0.05  # a run goes by one look at its Region; what comes later looks again
 MODELS_REMEMBERED = 1000  # clients name them
 
 
@@ -51,6 +52,10 @@ class _Run:
     region: Region
     priority: Priority
     split: Mapping[Region, float]
+    policy: Policy
+    wait_s: float
+    upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
+    looked_at: float
     count: int = 1
 
 
@@ -358,7 +363,7 @@ class Board:
 
     def serves(self, model: str) -> bool:
         """Whether any Region serves a model, if only a withdrawn one: such a message waits."""
-        return any(place.rules.serves(model) for place in self._places.values())
+        return bool(self.serving(model)) or any(place.rules.serves(model) for place in self._places.values())
 
     def serving(self, model: str) -> frozenset[Region]:
         """Return the Regions that serve a model and are not withdrawn, whether or not they may get more now."""
@@ -389,15 +394,19 @@ class Board:
             return choice
         views = self.views()
         out = {region for region in views if region not in serving or region in without}
-        split = shares(views, self.policy, k=self._k, priority=priority, without=out)
+        policy = self.policy
+        split = shares(views, policy, k=self._k, priority=priority, without=out)
         room = {region: views[region].budget(priority) for region in split}
         for region in allot(split, self._credit, 1, room, owed_max=self._run_length):
             shadow = None
             if self._shadow:
                 shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
-            self._run = _Run(region, priority, split) if self._policy is not Policy.INVERSE_DEPTH else None
+            view, place = views[region], self._places[region]
+            if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
+                upto = place.own.total + place.booked + room[region]
+                self._run = _Run(region, priority, split, policy, view.wait_s, upto, self._now())
             self._move(flight, region)
-            return Choice(region, self.policy, views[region].wait_s, shadow)
+            return Choice(region, policy, view.wait_s, shadow)
         return None
 
     def _follow_run(
@@ -407,14 +416,14 @@ class Board:
         run = self._run
         if run is None:
             return None
-        region = run.region
-        fits = run.priority is priority and region in serving and region not in without and not self._shadow
-        if fits and run.count < min(BATCH, self._places[region].booked):
-            view = self.view(region)
-            if view.live and view.budget(priority) > 0:
-                run.count += 1
-                self._move(flight, region)
-                return Choice(region, self.policy, view.wait_s)
+        region, place = run.region, self._places[run.region]
+        fits = run.priority is priority and region in serving and region not in without
+        room = place.own.total + place.booked < run.upto and place.breaker.state is BreakerState.CLOSED
+        young = self._now() < run.looked_at + RUN_S
+        if fits and room and young and run.count < min(BATCH, place.booked):
+            run.count += 1
+            self._move(flight, region)
+            return Choice(region, run.policy, run.wait_s)
         self._run, self._run_length = None, float(run.count)
         more = run.count - 1  # its first message is paid for
         if more:

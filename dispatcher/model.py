@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 Region = NewType("Region", str)
 
@@ -47,8 +47,7 @@ class Outcome(StrEnum):
     FAILED = "failed"  # left to lapse after a fault
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One SQS message attribute. `data_type` is `String`, `Number` or `Binary`, with the sender's own suffix if any."""
 
     data_type: str
@@ -56,8 +55,13 @@ class Attribute:
 
     @property
     def bytes_on_the_wire(self) -> int:
-        value = self.value if isinstance(self.value, bytes) else self.value.encode("utf-8", "surrogatepass")
-        return len(self.data_type.encode()) + len(value)
+        value = len(self.value) if isinstance(self.value, bytes) else bytes_of(self.value)
+        return bytes_of(self.data_type) + value
+
+
+def bytes_of(text: str) -> int:
+    """Return how many bytes a text is in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True, slots=True)

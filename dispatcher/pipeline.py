@@ -8,9 +8,9 @@ ends a delivery early is an exception with a name.
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import count
@@ -100,15 +100,14 @@ class Terms:
     visibility_s: int
     lease_s: float
 
-    @property
-    def margin_s(self) -> float:
-        """A lease ends this much before the visibility."""
-        return min(5.0, self.visibility_s / 10)
+    margin_s: float = field(init=False)
+    """A lease ends this much before the visibility."""
+    send_timeout_s: float = field(init=False)
+    """Most time for a send; a lease must outlast it when the send starts."""
 
-    @property
-    def send_timeout_s(self) -> float:
-        """Most time for a send; a lease must outlast it when the send starts."""
-        return min(10.0, self.lease_s / 3)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "margin_s", min(5.0, self.visibility_s / 10))
+        object.__setattr__(self, "send_timeout_s", min(10.0, self.lease_s / 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +122,7 @@ class Pipeline:
     metrics: Metrics
     random: Random
     fair: bool = False  # a tenant's messages form an SQS message group
+    tokens: Iterator[str] = field(default_factory=lambda: _tokens())  # of claims: no two deliveries anywhere share one
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
     chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
 
@@ -195,7 +195,7 @@ class Pipeline:
 
     async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
         """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
-        token = os.urandom(16).hex()
+        token = next(self.tokens)
         looked_once = False
         copy_in: Region | None = None  # where the claim that we take over may have put one
         while True:
@@ -518,6 +518,12 @@ def outgoing(
     attributes = forwarded(delivery.body, delivery.attributes, ours)
     tenant = group(message.tenant) if fair and message.tenant else None
     return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
+
+
+def _tokens() -> Iterator[str]:
+    """Chance tells processes apart; asking the system for it each time would cost as much as a send."""
+    process = os.urandom(12).hex()
+    return (f"{process}-{number:x}" for number in count())
 
 
 def _now() -> float:

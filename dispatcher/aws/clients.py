@@ -136,7 +136,8 @@ class Caller:
             self._metrics.observe_call(self._service, operation, self.region, time.perf_counter() - started)
             series = (self._service, operation, self.region)
             self._metrics.aws_requests.labels(*series, outcome).inc()
-            self._metrics.aws_requests.labels(*series, RETRIED).inc(metadata.get("RetryAttempts") or 0)
+            if retries := metadata.get("RetryAttempts"):
+                self._metrics.aws_requests.labels(*series, RETRIED).inc(retries)
             self._learn_time(metadata, asked_at)
         return answer
 
@@ -146,12 +147,17 @@ class Caller:
 
     def _learn_time(self, metadata: Mapping[str, Any], asked_at: float) -> None:
         said = (metadata.get("HTTPHeaders") or {}).get("date")
-        if said:
-            try:
-                date = parsedate_to_datetime(said).timestamp()
-            except ValueError:
-                return
+        if said and (date := _epoch_s(said)):
             self._clock.observe(date, asked_at, self._clock.local())
+
+
+@lru_cache(maxsize=16)
+def _epoch_s(date: str) -> float | None:
+    """Of an HTTP date; None if it is none. A second's answers all say the same one."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
 
 
 class Clients:

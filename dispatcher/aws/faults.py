@@ -121,7 +121,7 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
     `success` makes the result from an entry of `Successful`. An entry that the answer does not mention is ambiguous;
     one that it mentions and we never sent is ignored. Both lists may be absent.
     """
-    answers: list[T | Exception] = [AmbiguousError("the answer does not mention this entry") for _ in range(count)]
+    answers: list[Any] = [_UNMENTIONED] * count
     for entry in filter(None, answer.get("Failed") or []):
         code = str(entry.get("Code") or "")
         detail = f"{code}: {entry.get('Message') or ''}"
@@ -132,10 +132,17 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
         _put(answers, entry, RefusedError(cause, detail, code))
     for entry in filter(None, answer.get("Successful") or []):
         _put(answers, entry, success(entry))
+    if _UNMENTIONED in answers:
+        unmentioned = AmbiguousError("the answer does not mention this entry")
+        return [unmentioned if answer is _UNMENTIONED else answer for answer in answers]
     return answers
 
 
+_UNMENTIONED = object()
+_INDICES = {str(index): index for index in range(100)}
+
+
 def _put(answers: list[Any], entry: Mapping[str, Any], value: Any) -> None:
-    index = str(entry.get("Id") or "")
-    if len(index) <= 3 and index.isascii() and index.isdigit() and int(index) < len(answers):
-        answers[int(index)] = value
+    index = _INDICES.get(str(entry.get("Id")))
+    if index is not None and index < len(answers):
+        answers[index] = value

@@ -1,4 +1,4 @@
-"""The five calls that are made for messages, without the SDK's way there; every other call is the SDK's.
+"""The calls that are made for messages, without the SDK's way there; every other call is the SDK's.
 
 A call of aiobotocore costs about a millisecond of processor time, most of it in what never changes from call to call:
 validation, endpoint rules, events, a user agent. Here is what remains: JSON, a signature, an HTTP request. Credentials
@@ -13,7 +13,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from random import Random
 from typing import Any
 
@@ -34,6 +34,7 @@ OPERATIONS = {
     "delete_message_batch": "DeleteMessageBatch",
     "change_message_visibility_batch": "ChangeMessageVisibilityBatch",
     "batch_execute_statement": "BatchExecuteStatement",
+    "batch_get_item": "BatchGetItem",
 }
 _TARGETS = {"sqs": "AmazonSQS", "dynamodb": "DynamoDB_20120810"}
 _JSON = "application/x-amz-json-1.0"
@@ -56,7 +57,7 @@ class Signer:
         self, target: str, body: bytes, at: float, access: str, secret: str, token: str | None
     ) -> dict[str, str]:
         """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself."""
-        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+        moment = _moment(int(at))
         day = moment[:8]
         signed = {**self._fixed, "x-amz-date": moment, "x-amz-target": target}
         if token:
@@ -84,7 +85,7 @@ class Signer:
 
 
 class LeanClient:
-    """Stands where an SDK client stands, and hands it what is not among the five.
+    """Stands where an SDK client stands, and hands it what is not among them.
 
     `attempts` counts all tries, the first included, as the SDK's `total_max_attempts` does; what is tried again, and
     when, is as in the SDK's standard mode. Raises the SDK's ClientError for an answer that says no, and aiohttp's
@@ -174,6 +175,11 @@ class LeanClient:
         parser = create_parser(self._model.resolved_protocol)
         read = parser.parse({"status_code": response.status, "headers": headers, "body": said}, model.output_shape)
         return ClientError(read, operation)
+
+
+@lru_cache(maxsize=4)
+def _moment(epoch_s: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(epoch_s))
 
 
 def _worth_another(fault: Exception) -> bool:

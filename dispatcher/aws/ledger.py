@@ -12,6 +12,7 @@ Every write but the first names the token of the claim that it changes: who lost
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import cache
 from typing import Any, Self
 
 from dispatcher.aws.clients import Caller
@@ -282,7 +283,9 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        return await self._statements([_insert(self._table, self._item(request)) for request in requests])
+        items = [self._item(request) for request in requests]
+        text = _inserting(self._table, *items[0])
+        return await self._statements([{"Statement": text, "Parameters": [*item.values()]} for item in items])
 
     async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
         async def one(request: ClaimRequest) -> Exception | None:
@@ -351,16 +354,12 @@ class Ledger:
         }
 
     async def _confirm_batch(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
-        statements = []
+        statements, text = [], ""
         for claim, sqs_message_id in confirmations:
             changes = self._confirmation(sqs_message_id)
-            sets = " ".join(f'SET "{name}" = ?' for name in changes)
-            statements.append(
-                {
-                    "Statement": f'UPDATE "{self._table}" {sets} WHERE "request_id" = ? AND "owner" = ?',
-                    "Parameters": [*changes.values(), {"S": claim.request_id}, {"S": claim.token}],
-                }
-            )
+            text = text or _updating(self._table, *changes)
+            parameters = [*changes.values(), {"S": claim.request_id}, {"S": claim.token}]
+            statements.append({"Statement": text, "Parameters": parameters})
         outcomes = await self._statements(statements)
         return [LeaseLostError("confirm") if isinstance(o, _ConditionError) else o for o in outcomes]
 
@@ -463,9 +462,16 @@ def _member_outcome(response: Mapping[str, Any] | None) -> Exception | None:
     return RefusedError(cause_of(code) or Cause.REFUSED, f"{code}: {error.get('Message') or ''}", code)
 
 
-def _insert(table: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    fields = ", ".join(f"'{name}': ?" for name in item)
-    return {"Statement": f'INSERT INTO "{table}" VALUE {{{fields}}}', "Parameters": list(item.values())}
+@cache
+def _inserting(table: str, *names: str) -> str:
+    fields = ", ".join(f"'{name}': ?" for name in names)
+    return f'INSERT INTO "{table}" VALUE {{{fields}}}'
+
+
+@cache
+def _updating(table: str, *names: str) -> str:
+    sets = " ".join(f'SET "{name}" = ?' for name in names)
+    return f'UPDATE "{table}" {sets} WHERE "request_id" = ? AND "owner" = ?'
 
 
 def _claimed(request: ClaimRequest) -> Claimed:

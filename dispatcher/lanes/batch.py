@@ -25,6 +25,8 @@ def pack[T](
     with one key only the first departs: AWS refuses a batch that names a key twice. Once an item does not fit, only
     smaller ones behind it may still take the room.
     """
+    if key_of is None and sum(map(size_of, waiting[: limits.items])) <= (limits.size or 0):
+        return list(waiting[: limits.items]), list(waiting[limits.items :])
     departing: list[T] = []
     staying: list[T] = []
     keys: set[Hashable] = set()

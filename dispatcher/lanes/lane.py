@@ -67,6 +67,7 @@ class Lane[ItemT, ResultT]:
         self._open = False
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         self._open = True
         return self
 
@@ -97,7 +98,7 @@ class Lane[ItemT, ResultT]:
         """
         if not self._open:
             raise LaneClosedError("the lane is closed")
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         due = loop.time() + self._linger_s
         # not subscripted: `_Entry[…]` at run time costs as much as all the rest of this
         entry: _Entry[ItemT, ResultT] = _Entry(item, self._size_of(item), due, loop.create_future(), copy_context())
@@ -109,10 +110,11 @@ class Lane[ItemT, ResultT]:
             self._depart()
         try:
             return await entry.answer
-        finally:
-            if entry.answer.cancelled() and entry in self._waiting:
+        except asyncio.CancelledError:
+            if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._waiting_size -= entry.size
+            raise
 
     def hurry(self) -> None:
         """From now on nothing waits for company: while draining there is none to come."""
@@ -134,7 +136,7 @@ class Lane[ItemT, ResultT]:
 
     def _depart(self) -> None:
         """Start every flush that is due, and set the timer for the next one."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         while self._waiting and self._flying < self._flushes_max:
             due = self._waiting[0].departs_by
             idle = self._eager and not self._flying
@@ -148,9 +150,9 @@ class Lane[ItemT, ResultT]:
                 size_of=lambda entry: entry.size,
                 key_of=self._key_of_entry if self._key_of else None,
             )
-            self._waiting_size = sum(entry.size for entry in self._waiting)
+            self._waiting_size -= sum(entry.size for entry in batch)
             self._flying += 1
-            flight = asyncio.create_task(self._fly(batch))
+            flight = loop.create_task(self._fly(batch))
             self._flights[flight] = batch
             flight.add_done_callback(self._landed)
 
@@ -178,10 +180,10 @@ class Lane[ItemT, ResultT]:
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         """However the flight ended, cancelled before its first step included, nobody waits on."""
-        batch = self._flights[flight]
-        del self._flights[flight]
+        batch = self._flights.pop(flight)
         self._flying -= 1
-        for entry in batch:
-            if not entry.answer.done():
-                entry.answer.set_exception(AmbiguousError("the call was cut off"))
+        if flight.cancelled() or flight.exception():
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_exception(AmbiguousError("the call was cut off"))
         self._depart()

@@ -87,6 +87,7 @@ class Intake:
                 self.metrics.last_poll.set(self.clock.local())
             finally:
                 self.in_flight.answered(count)
+            self.metrics.received.inc(len(deliveries))
             for delivery in deliveries:
                 self._take(delivery, asked_at, carriers)
             if failures:
@@ -101,7 +102,6 @@ class Intake:
         visible_until = asked_at + self.pipeline.terms.visibility_s
         flight = Flight(delivery, received_at=asyncio.get_running_loop().time(), visible_until=visible_until)
         self.in_flight.add(flight)
-        self.metrics.received.inc()
         carrier = asyncio.create_task(self._carry(flight), name=f"carry:{delivery.message_id}")
         carriers.add(carrier)
         carrier.add_done_callback(carriers.discard)

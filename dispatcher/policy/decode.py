@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from json.encoder import encode_basestring_ascii
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -101,31 +102,42 @@ def decode(body: str, attributes: Mapping[str, Attribute]) -> Message:
     )
 
 
-def _json_object(body: str) -> dict[str, Any]:
-    twice: list[str] = []
+class _Repeating(dict[str, Any]):
+    """An object with a field of ours more than once."""
 
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal twice  # the outermost object is collected last, so its verdict stands
-        fields = dict(pairs)
-        twice = []
-        if len(fields) < len(pairs):
-            times = Counter(key for key, _ in pairs)
-            twice = sorted(key for key in Body.model_fields if times[key] > 1)
+    twice: Sequence[str] = ()
+
+
+def _collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
         return fields
+    repeating = _Repeating(fields)
+    times = Counter(key for key, _ in pairs)
+    repeating.twice = sorted(key for key in Body.model_fields if times[key] > 1)
+    return repeating
 
-    def no_constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_collect, parse_constant=_no_constant)
+
+
+def _json_object(body: str) -> dict[str, Any]:
     try:
-        fields = json.loads(body, object_pairs_hook=collect, parse_constant=no_constant)
+        fields = _DECODER.decode(body)
     except RecursionError:
         raise PoisonError("body is nested too deeply") from None
     except ValueError as fault:
         raise PoisonError(f"body is not JSON: {fault}") from None
     if not isinstance(fields, dict):
         raise PoisonError("body is not a JSON object")
-    if twice:  # readers disagree on which one counts, and the id must mean one thing
-        raise PoisonError(f"{', '.join(twice)}: given more than once")
+    if (
+        isinstance(fields, _Repeating) and fields.twice
+    ):  # readers disagree on which counts, and an id must mean one thing
+        raise PoisonError(f"{', '.join(fields.twice)}: given more than once")
     return fields
 
 
@@ -147,8 +159,9 @@ def _fault(error: Any) -> str:
 
 def _work(valid: Body) -> str:
     # A presigned URL differs in its query at each signing; the object it names is the same work.
-    parts = [valid.model_name, valid.input_data_url.partition("?")[0], valid.callback_sns_topic]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    parts = valid.model_name, valid.input_data_url.partition("?")[0], valid.callback_sns_topic
+    listed = f"[{', '.join(map(encode_basestring_ascii, parts))}]"  # a JSON list
+    return hashlib.sha256(listed.encode()).hexdigest()[:32]
 
 
 def _deadline(value: Any) -> float | None:

@@ -2,27 +2,27 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
-from dispatcher.model import Attribute
+from dispatcher.model import Attribute, bytes_of
 from dispatcher.policy.decode import GENERATION
 
 ATTRIBUTES_MAX = 10  # SQS: message attributes a message (quotas-messages)
 BYTES_MAX = 1_048_576  # SQS: body and attributes of a message, and of a batch (SendMessageBatch reference)
 PREFIX = "dispatcher."
 REASON = "dispatcher.rejected_because"
+OURS_FIRST = ("dispatcher.request_id", REASON)  # the first attribute, where none is the client's
 _REASON_BYTES_MAX = 1024
+_SURELY_FITS = BYTES_MAX // 8  # characters of a body beside which there is room for what is ours
 
 
 def size_of(body: str, attributes: Mapping[str, Attribute]) -> int:
     """Return the bytes that SQS counts: body, and each attribute's name, type and value."""
-    return len(body.encode("utf-8", "surrogatepass")) + sum(
-        _weight(name, attribute) for name, attribute in attributes.items()
-    )
+    return bytes_of(body) + sum(_weight(name, attribute) for name, attribute in attributes.items())
 
 
 def _weight(name: str, attribute: Attribute) -> int:
-    return len(name.encode()) + attribute.bytes_on_the_wire
+    return bytes_of(name) + attribute.bytes_on_the_wire
 
 
 _GROUP = re.compile(r"[!-~]{1,128}")  # SQS: letters, digits and punctuation (SendMessage reference, MessageGroupId)
@@ -36,9 +36,11 @@ def group(tenant: str) -> str:
 
 
 def forwarded(
-    body: str, client: Mapping[str, Attribute], ours: Iterable[tuple[str, Attribute]], *, bytes_max: int = BYTES_MAX
+    body: str, client: Mapping[str, Attribute], ours: Sequence[tuple[str, Attribute]], *, bytes_max: int = BYTES_MAX
 ) -> dict[str, Attribute]:
     """Return the client's attributes, then each of ours that still fits, in their order."""
+    if not client and len(body) <= _SURELY_FITS:
+        return dict(ours)
     kept = _of_the_client(client)
     size = size_of(body, kept)
     for name, attribute in ours:
