@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from dispatcher import __version__
-from dispatcher.aws.clients import Caller, Clients
+from dispatcher.aws.clients import Caller, Clients, plainly
 from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.ledger import Ledger, read_item
 from dispatcher.aws.master import MasterQueue
@@ -163,9 +163,9 @@ class App:
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
             await self._listen(stack)
-            around = {"around": self.tracing.call} if self.tracing else {}
+            around = self.tracing.call if self.tracing else plainly
             clients = await stack.enter_async_context(
-                Clients(self.clock, self.metrics, kind=self.settings.aws_client, **around)
+                Clients(self.clock, self.metrics, around, kind=self.settings.aws_client)
             )
             await self.work(clients)
 

@@ -101,6 +101,8 @@ class InFlight:
         flight.held_by = self
         self._flights[flight] = sys.getsizeof(flight.delivery.body)
         self._body_bytes += self._flights[flight]
+        if flight.parked:
+            self.count_parked(flight)
 
     def remove(self, flight: Flight) -> None:
         flight.park(False)

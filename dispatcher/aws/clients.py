@@ -41,7 +41,7 @@ Around = Callable[[str, str, Region], AbstractContextManager[Any]]
 """What is entered for each call: service, operation, Region."""
 
 
-def _plainly(_service: str, _operation: str, _region: Region) -> AbstractContextManager[Any]:
+def plainly(_service: str, _operation: str, _region: Region) -> AbstractContextManager[Any]:
     return _NOTHING
 
 
@@ -73,7 +73,8 @@ class HostCheckingSession(AIOHTTPSession):
 
 def _connector(url: str, verify: bool | str, **more: Any) -> aiohttp.TCPConnector:
     """An emulator without TLS needs no certificates, and reading them costs more than its first calls."""
-    return aiohttp.TCPConnector(ssl=url.startswith("http://") or trusting(get_cert_path(verify)), **more)
+    authorities = verify if isinstance(verify, str) else get_cert_path(verify)
+    return aiohttp.TCPConnector(ssl=url.startswith("http://") or trusting(authorities), **more)
 
 
 @lru_cache
@@ -96,7 +97,7 @@ class Caller:
         clock: Clock,
         metrics: Metrics,
         timeout_s: float,
-        around: Around = _plainly,
+        around: Around = plainly,
     ) -> None:
         self._client = client
         self._service = service
@@ -167,7 +168,7 @@ class Clients:
         self,
         clock: Clock,
         metrics: Metrics,
-        around: Around = _plainly,
+        around: Around = plainly,
         *,
         kind: AwsClient = AwsClient.SDK,
         validates: bool = False,

@@ -5,9 +5,11 @@ their receives is spent.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from random import Random
+from typing import Any
 
 import structlog
 
@@ -20,12 +22,12 @@ from dispatcher.lifecycle import Lifecycle
 from dispatcher.model import Delivery, Outcome
 from dispatcher.pipeline import Pipeline
 from dispatcher.policy.backoff import backoff_s
+from dispatcher.policy.receives import RECEIVE_MAX, Receives
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-RECEIVE_MAX = 10  # SQS: messages a receive (ReceiveMessage reference)
 EMPTY_POLL_S = 0.9  # an empty answer that comes sooner is no reason to ask again at once
 HAND_BACK_S = 8.0  # for what the drain's deadline cuts off; the orchestrator kills soon after it
 
@@ -51,32 +53,32 @@ class Intake:
         carriers: set[asyncio.Task[None]] = set()
         try:
             async with asyncio.TaskGroup() as group:
-                names = [f"poller-{n}" for n in range(self.pollers)]
-                polls = {group.create_task(self._poll(name, carriers), name=name) for name in names}
+                polls = _Polls(group, Receives(self.pollers), partial(self._poll, carriers=carriers))
+                polls.open()
                 await self.lifecycle.until_draining()
                 deadline = asyncio.get_running_loop().time() + self.drain_s
-                await _wait_until(deadline, polls)  # an open poll is never cancelled while there is time
+                await _wait_until(deadline, polls.tasks)  # an open poll is never cancelled while there is time
                 while carriers and await _wait_until(deadline, carriers):
                     pass
-                for poll in polls:
+                for poll in polls.tasks:
                     poll.cancel()
         finally:  # also when another loop's fault ends the process: what can be handed back is
             await self._cut_off(carriers)
 
-    async def _poll(self, name: str, carriers: set[asyncio.Task[None]]) -> None:
+    async def _poll(self, name: str, polls: "_Polls", carriers: set[asyncio.Task[None]]) -> None:
         self.heartbeats.expect(name, self.poll_limit_s)
         failures = 0
-        while not self.lifecycle.draining:
+        while not (self.lifecycle.draining or polls.dismisses(name)):
             self.heartbeats.beat(name)
-            count = min(RECEIVE_MAX, self.gate.room())
-            if count == 0:
+            most = min(RECEIVE_MAX, self.gate.room())
+            if most == 0:
                 await self.board.change()
                 await asyncio.sleep(0)  # what is parked here was woken too: it takes its places first
                 continue
-            self.in_flight.ask(count)
+            self.in_flight.ask(most)
             asked_at = asyncio.get_running_loop().time()
             try:
-                deliveries = await self.receive(count)
+                deliveries = await self.receive(most)
             except AwsError as fault:
                 self.metrics.error(Stage.RECEIVE, fault.cause)
                 log.warning("poll.failed", fault=str(fault))
@@ -86,12 +88,17 @@ class Intake:
                 failures = 0
                 self.metrics.last_poll.set(self.clock.local())
             finally:
-                self.in_flight.answered(count)
+                self.in_flight.answered(most)
             self.metrics.received.inc(len(deliveries))
             for delivery in deliveries:
                 self._take(delivery, asked_at, carriers)
+            pause_s = polls.receives.came(len(deliveries))
+            if not self.lifecycle.draining:
+                polls.open()
             if failures:
                 await asyncio.sleep(backoff_s(failures - 1, self.random))
+            elif pause_s:
+                await asyncio.sleep(pause_s)
             elif not deliveries and asyncio.get_running_loop().time() < asked_at + EMPTY_POLL_S:
                 # no long poll: it was set to 0, or SQS has 120,000 of the queue's messages in flight
                 await asyncio.sleep(EMPTY_POLL_S * self.random.uniform(0.8, 1.2))
@@ -134,6 +141,38 @@ class Intake:
         await asyncio.wait(set(carriers), timeout=HAND_BACK_S)
         if carriers:
             log.error("intake.not_handed_back", count=len(carriers), hint="they return when their visibility ends")
+
+
+class _Polls:
+    """The pollers at work: as many as `receives` wants."""
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        receives: Receives,
+        poll: Callable[[str, "_Polls"], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._group = group
+        self.receives = receives
+        self._poll = poll
+        self._at_work: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        return set(self._at_work.values())
+
+    def open(self) -> None:
+        """Start what is wanted and not there."""
+        for name in (f"poller-{n}" for n in range(self.receives.wanted)):
+            if name not in self._at_work and len(self._at_work) < self.receives.wanted:
+                self._at_work[name] = self._group.create_task(self._poll(name, self), name=name)
+
+    def dismisses(self, name: str) -> bool:
+        """Whether there are more than are wanted: then whoever asks has to go."""
+        if len(self._at_work) <= self.receives.wanted:
+            return False
+        del self._at_work[name]
+        return True
 
 
 async def _wait_until(deadline: float, tasks: set[asyncio.Task[None]]) -> bool:

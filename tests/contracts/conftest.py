@@ -16,6 +16,7 @@ import pytest
 from dispatcher.aws.clients import Clients
 from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud
+from dispatcher.model import AwsClient
 from dispatcher.telemetry.metrics import Metrics
 from tests.fakes.aws import FakeAws
 from tests.world.wire import FakeClients, Wire
@@ -29,7 +30,7 @@ def kinds(*always: str, others: tuple[str, ...]) -> list[str]:
 
 
 def _service(kind: str) -> str:
-    return kind.removesuffix("-batched").removesuffix("-single")
+    return kind.removesuffix("-batched").removesuffix("-single").removesuffix("-lean")
 
 
 async def clients_on(
@@ -56,4 +57,5 @@ async def clients_on(
         environment = cloud.environment
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return await stack.enter_async_context(Clients(Clock(), Metrics.unread()))
+    by = AwsClient.LEAN if "-lean" in kind else AwsClient.SDK
+    return await stack.enter_async_context(Clients(Clock(), Metrics.unread(), kind=by, validates=True))

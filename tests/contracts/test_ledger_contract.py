@@ -104,8 +104,9 @@ def request(request_id: str, *, lease_s: float = 90.0, at: Time, region: Region 
 
 
 KINDS = kinds(
-    "fake", "fake-aws-batched", "fake-aws-single", "ministack-batched", "ministack-single", "moto-single",
-    others=("dynamodb-local-batched", "dynamodb-local-single"),
+    "fake", "fake-aws-batched", "fake-aws-single", "ministack-batched", "ministack-single", "ministack-lean-batched",
+    "moto-single",
+    others=("dynamodb-local-batched", "dynamodb-local-single", "dynamodb-local-lean-batched"),
 )  # fmt: skip
 
 

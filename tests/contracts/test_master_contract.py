@@ -38,7 +38,9 @@ class Subject:
     redriven: Callable[[], Awaitable[int]]
 
 
-@pytest.fixture(params=kinds("fake", "fake-aws", "ministack", others=("localstack",)))
+@pytest.fixture(
+    params=kinds("fake", "fake-aws", "ministack", "ministack-lean", others=("localstack", "localstack-lean"))
+)
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     if request.param == "fake":
         fake = FakeMaster(epoch, visibility_s=VISIBILITY_S, wait_s=1, faults=Faults(latency_s=0.001))

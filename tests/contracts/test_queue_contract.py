@@ -49,7 +49,9 @@ def too_short() -> None:
     raise LeaseTooShortError("the lease would not outlast the send")
 
 
-@pytest.fixture(params=kinds("fake", "fake-aws", "ministack", others=("localstack",)))
+@pytest.fixture(
+    params=kinds("fake", "fake-aws", "ministack", "ministack-lean", others=("localstack", "localstack-lean"))
+)
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     breaking = Breaking()
     if request.param == "fake":

@@ -284,7 +284,7 @@ def test_polls_that_return_empty_at_once_are_not_repeated_at_once() -> None:
         async with world(wait_s=0.0) as here:
             here.start(pollers=4)
             await asyncio.sleep(60)
-            assert 4 * 50 <= len(here.master.asked) <= 4 * 90
+            assert 50 <= len(here.master.asked) <= 90, "one poll is open where nothing comes"
             here.submit("r")
             await here.empty(within_s=5)
 

@@ -591,7 +591,7 @@ def test_a_process_that_slept_past_its_lease_cannot_touch_the_next_owner_s_claim
         async with world() as here:
             here.submit("r")
             here.ledger.faults.on("claim", slow(after_s=300))
-            first = here.start("first", extends=False)
+            first = here.start("first", extends=False, slots=1)  # which are taken: it cannot be its own successor
             await here.until(lambda: here.ledger.items.get("r"))
             second = here.start("second")
             await here.until(second.outcomes)

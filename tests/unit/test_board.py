@@ -113,7 +113,12 @@ def test_a_region_that_serves_other_models_is_passed_over() -> None:
     world.rules[A].models = frozenset({"other"})
     assert {world.book()[1] for _ in range(20)} == {B}
     assert world.board.serving(MODEL)
-    world.rules[B].models = frozenset({"third"})
+
+
+def test_a_model_that_no_region_serves_gets_none() -> None:
+    world = World(A, B)
+    for region in (A, B):
+        world.rules[region].models = frozenset({"other"})
     assert world.book()[1] is None
     assert not world.board.serving(MODEL)
 
