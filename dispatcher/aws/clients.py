@@ -250,7 +250,7 @@ class Clients:
             await self._core.get_credentials(),
             self.clock,
             proxy=ProxyConfiguration(get_environ_proxies(url)).proxy_url_for(url),
-            user_agent=self._user_agent,
+            user_agent=f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
             attempts=attempts,
             random=Random(),
         )

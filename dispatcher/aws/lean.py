@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.parsers import create_parser
 from botocore.retries.quota import RetryQuota
+from botocore.utils import normalize_url_path
 from yarl import URL
 
 from dispatcher.aws.faults import classify
@@ -48,7 +50,7 @@ class Signer:
     def __init__(self, service: str, region: str, host: str, path: str, more: Mapping[str, str]) -> None:
         self._scope = f"{region}/{service}/aws4_request"
         self._key_parts = region, service
-        self._path = path
+        self._path = quote(normalize_url_path(path), safe="/~")
         self._fixed = {"content-type": _JSON, "host": host, **{name.lower(): value for name, value in more.items()}}
         self._key_of: tuple[str, str] = "", ""  # the secret and the day that the key below was made from
         self._key = b""
@@ -112,7 +114,7 @@ class LeanClient:
         self._attempts = attempts
         self._random = random
         self._quota = RetryQuota()
-        self._url = URL(sdk.meta.endpoint_url)
+        self._url = URL(sdk.meta.endpoint_url.rstrip("/") + "/")
         self._model = sdk.meta.service_model
         service = self._model.signing_name
         self._target = _TARGETS[service]
@@ -120,7 +122,7 @@ class LeanClient:
         more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
         port = "" if self._url.is_default_port() else f":{self._url.port}"
         host = f"{self._url.host}{port}"
-        self._signer = Signer(service, sdk.meta.region_name, host, self._url.raw_path or "/", more)
+        self._signer = Signer(service, sdk.meta.region_name, host, self._url.raw_path, more)
         self._own = {"user-agent": user_agent, "accept-encoding": "identity"}
         for name, operation in OPERATIONS.items():
             if operation in self._model.operation_names:

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from dispatcher.aws.clients import Clients
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause, RefusedError
-from dispatcher.model import Region
+from dispatcher.model import AwsClient, Region
 from dispatcher.telemetry.metrics import Metrics
 
 REGION = Region("us-east-1")
@@ -139,10 +139,15 @@ async def _serving(context: ssl.SSLContext) -> AsyncIterator[tuple[str, list[str
         await runner.cleanup()
 
 
-async def _list_queues() -> Any:
-    async with Clients(Clock(), Metrics.unread()) as clients:
+@pytest.fixture(params=AwsClient)
+def kind(request: pytest.FixtureRequest) -> AwsClient:
+    return AwsClient(request.param)
+
+
+async def _receive(kind: AwsClient) -> Any:
+    async with Clients(Clock(), Metrics.unread(), kind=kind) as clients:
         call = await clients.open("sqs", REGION, pool=1, attempts=1)
-        return await call("list_queues")
+        return await call("receive_message", QueueUrl="queue")
 
 
 @pytest.mark.parametrize(
@@ -155,27 +160,27 @@ async def _list_queues() -> Any:
     ids=["another host", "near misses", "the address, not the name"],
 )
 async def test_a_trusted_certificate_for_another_host_is_refused(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, names: list[x509.GeneralName]
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: AwsClient, names: list[x509.GeneralName]
 ) -> None:
     async with _serving(authority.server_context(*names)) as (endpoint, asked):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(RefusedError) as refusal:
-            await _list_queues()
+            await _receive(kind)
         assert refusal.value.cause is Cause.UNREACHABLE, "no request was written: definite"
         assert not asked, "not even a signed request may reach it"
 
 
 async def test_a_certificate_for_the_very_host_is_accepted(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: AwsClient
 ) -> None:
     async with _serving(authority.server_context(x509.DNSName("localhost"))) as (endpoint, asked):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        await _list_queues()
-        assert asked == ["AmazonSQS.ListQueues"]
+        await _receive(kind)
+        assert asked == ["AmazonSQS.ReceiveMessage"]
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: AwsClient, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -183,7 +188,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
     async with _serving(stranger.server_context(x509.DNSName("localhost"))) as (endpoint, asked):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(RefusedError):
-            await _list_queues()
+            await _receive(kind)
         assert not asked
 
 
