@@ -199,7 +199,7 @@ class Server:
     # --- for whoever measures -----------------------------------------------------------------------------------
 
     def _produce(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """`count` messages of `size` bytes, all at once or at `per_second`; a part `twice` repeats an earlier request."""
+        """`count` messages of `size` bytes, at once or at `per_second`; a part `twice` repeats an earlier request."""
         if asked.get("reset"):
             self.calls.clear()
             self._sent_at.clear()

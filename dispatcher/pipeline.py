@@ -327,7 +327,7 @@ class Pipeline:
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
-        log.debug(  # the ledger tells it too (`dispatcher status ID`); a line for each message costs more than its calls
+        log.debug(  # the ledger tells it too (`dispatcher status ID`); a line for each costs more than the calls
             "message.dispatched",
             request_id=sent.claim.request_id,
             region=sent.claim.region,

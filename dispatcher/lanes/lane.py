@@ -35,7 +35,9 @@ class Lane[ItemT, ResultT]:
     """Batches depart when full by items or bytes, or `linger_s` after their first item, and at once while hurried.
 
     An `eager` lane lingers only while a batch of it flies, since before that nobody else is likely to come: then its
-    first item takes along what is submitted in the same turn of the loop, such as the rest of a receive. At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
+    first item takes along what is submitted in the same turn of the loop, such as the rest of a receive.
+
+    At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
     result or an exception for each item, in order. When it raises, each of its items gets that error; for an item it
     left unanswered, the error is AmbiguousError. Leaving the context lets everything submitted end.
     """

@@ -257,8 +257,8 @@ def allot(
 
     Each message adds every share to its Region's credit, and a Region pays with its credit for what it gets; so any run
     of messages is split as the shares say, to within a message or so, where a draw for each would scatter by its square
-    root. A Region gets no more than its `room`; what nobody has room for is left out. `owed_max`: messages that a Region
-    may be owed, or owe, while another is full.
+    root. A Region gets no more than its `room`; what nobody has room for is left out. `owed_max`: messages that a
+    Region may be owed, or owe, while another is full.
     """
     for region, share in shares.items():
         credit[region] = credit.get(region, 0.0) + share * count
