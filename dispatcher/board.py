@@ -124,6 +124,7 @@ class Board:
         self._reported_at = now()
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
         self._shadow_credit = dict(self._credit)
+        self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
         self._run_length = 1.0  # of the last one that ended
         self._serving: dict[str, frozenset[Region]] = {}
@@ -386,8 +387,8 @@ class Board:
 
         A place that the flight had elsewhere is given up only when a new one is found. Messages go in runs, so that
         sends are full also with many Regions: to where the last one went, as often as messages are on their way there
-        already, up to a batch. Of few messages each is chosen for; of many, ten to one Region are a moment of its
-        traffic. Shares are kept all the same, since a run is paid for before the next begins.
+        or to the usual Region, up to a batch. Of few messages each is chosen for; of many, ten to one Region are a
+        moment of its traffic. Shares are kept all the same, since a run is paid for before the next begins.
         """
         serving = self.serving(model)
         if choice := self._follow_run(flight, serving, priority, without):
@@ -420,7 +421,8 @@ class Board:
         fits = run.priority is priority and region in serving and region not in without
         room = place.own.total + place.booked < run.upto and place.breaker.state is BreakerState.CLOSED
         young = self._now() < run.looked_at + RUN_S
-        if fits and room and young and run.count < min(BATCH, place.booked):
+        usual = self._booked // len(self._places)  # messages on their way to a Region
+        if fits and room and young and run.count < min(BATCH, max(place.booked, usual)):
             run.count += 1
             self._move(flight, region)
             return Choice(region, run.policy, run.wait_s)
@@ -480,12 +482,14 @@ class Board:
         """Give the flight's place up, if it has one."""
         if flight.region is not None:
             self._places[flight.region].booked -= 1
+            self._booked -= 1
             flight.region = None
             self.notify()
 
     def _move(self, flight: Flight, region: Region) -> None:
         self.unbook(flight)
         self._places[region].booked += 1
+        self._booked += 1
         flight.region = region
 
     # --- looking ------------------------------------------------------------------------------------------------

@@ -143,9 +143,7 @@ class Pipeline:
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
                     case Held(until):
-                        if flight.delivery.receives > 1:
-                            await self._outlast(flight, until)
-                        if flight.delivery.receives == 1 or self.gives_way():
+                        if flight.delivery.receives == 1 or not await self._outlast(flight, until):
                             await self._hide(flight, until)
                             return Outcome.HELD
                 # certainly no Region has it and the claim is released, or one may have it and the claim lapsed, or
@@ -348,19 +346,22 @@ class Pipeline:
         log.info("message.held", message_id=flight.delivery.message_id, until=until)
         await self._until(flight, until)
 
-    async def _outlast(self, flight: Flight, until: float) -> None:
+    async def _outlast(self, flight: Flight, until: float) -> bool:
         """Keep a message here while the other claim lives: it came back for that once, and has few receives left.
 
-        Returns early when it is in others' way; then it does come back.
+        False once it is in others' way: then it does come back.
         """
         log.info("message.kept", message_id=flight.delivery.message_id, until=until)
         self.board.unbook(flight)
         flight.park(True)
         try:
             until = min(until, self.clock.now() + self.terms.lease_s)
-            while self.clock.now() < until + JUST_PAST_S and not self.gives_way():
+            while self.clock.now() < until + JUST_PAST_S:
+                if self.gives_way():
+                    return False
                 await asyncio.sleep(min(SECOND_LOOK_S, max(0.0, until - self.clock.now()) + JUST_PAST_S))
                 _still_ours(flight)
+            return True
         finally:
             flight.park(False)
 
