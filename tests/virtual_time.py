@@ -19,10 +19,14 @@ class _Jump(selectors.DefaultSelector):
 
 def virtual_runner() -> asyncio.Runner:
     """Return a runner in virtual time, which starts at 0 s and stands still between two runs."""
-    jump = _Jump()
-    loop = asyncio.SelectorEventLoop(jump)
-    loop.time = lambda: jump.now_s  # type: ignore[method-assign]
-    return asyncio.Runner(loop_factory=lambda: loop)
+
+    def loop() -> asyncio.AbstractEventLoop:  # made when it is first used: what is not used is not closed
+        jump = _Jump()
+        made = asyncio.SelectorEventLoop(jump)
+        made.time = lambda: jump.now_s  # type: ignore[method-assign]
+        return made
+
+    return asyncio.Runner(loop_factory=loop)
 
 
 def run_virtual[T](main: Coroutine[object, object, T]) -> T:
