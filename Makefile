@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 UV := .uv/bin/uv
 BIN := .venv/bin
+QUICK_PEERS := boto3-threads asyncio-putitem
+SLOW_PEERS := powertools taskiq-aio-sqs aiosqs
 PYTHON_VERSION := $(shell cat .python-version)
 
 help:  ## Print this list
@@ -78,10 +80,23 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
 	    --custom-compile-command 'make lock' --upgrade requirements/localstack.in -o requirements/localstack.txt; \
 	$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --python-version $(PYTHON_VERSION) \
-	    --custom-compile-command 'make lock' --upgrade requirements/deploy.in -o requirements/deploy.txt
+	    --custom-compile-command 'make lock' --upgrade requirements/deploy.in -o requirements/deploy.txt; \
+	for peer in $(QUICK_PEERS) $(SLOW_PEERS); do compile benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.txt; done
 
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)
+
+bench: setup bench-peers  ## What moving a message costs, beside what people use today (half an hour): benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.bench all $(ARGS)
+
+bench-quick: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## The same against two peers, in three minutes
+	@$(BIN)/python -m benchmarks.bench quick $(ARGS)
+
+bench-check: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## Have the stored ratios been lost?
+	@$(BIN)/python -m benchmarks.bench check
+
+bench-peers: $(foreach peer,$(QUICK_PEERS) $(SLOW_PEERS),.venv-bench/$(peer)/.ready)
+	@if command -v npm >/dev/null; then cd benchmarks/peers && npm install --silent --no-package-lock; fi
 
 conformance:  ## The contract suites on DynamoDB Local and LocalStack, too; fetches both
 	@.ci/conformance $(ARGS)
@@ -104,7 +119,7 @@ sbom: .venv-security/.ready  ## Software bill of materials, CycloneDX: build/sbo
 	    --output-reproducible --of JSON -o build/sbom.json && echo "sbom: build/sbom.json"
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-deploy .venv-docs .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf .venv .venv-bench .venv-deploy .venv-docs .venv-emulator .venv-security .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 
 # uv installs the rest quickly; it is itself installed by pip, by hash. Python comes from .python-version.
 .uv/.ready: requirements/bootstrap.txt
@@ -128,6 +143,11 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-security
 	@VIRTUAL_ENV=.venv-security $(UV) pip install --quiet --require-hashes -r requirements/security.txt && touch $@
 
+.venv-bench/%/.ready: benchmarks/peers/%.txt | .uv/.ready
+	@echo "setup: .venv-bench/$*"
+	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-bench/$*
+	@VIRTUAL_ENV=.venv-bench/$* $(UV) pip install --quiet --require-hashes -r $< && touch $@
+
 .venv-docs/.ready: .uv/.ready requirements/docs.txt
 	@echo "setup: .venv-docs (Sphinx)"
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-docs
@@ -138,4 +158,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-deploy
 	@VIRTUAL_ENV=.venv-deploy $(UV) pip install --quiet --require-hashes -r requirements/deploy.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check page docs dist changelog check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel chaos soak conformance mutants audit sbom clean
+.PHONY: help setup demo test lint types layers check page docs dist changelog check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel bench bench-quick bench-check bench-peers chaos soak conformance mutants audit sbom clean

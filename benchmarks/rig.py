@@ -204,3 +204,14 @@ def memory_mb(pid: int, name: str) -> float:
         if line.startswith(name + ":"):
             return int(line.split()[1]) / 1024
     raise BenchError(f"no {name} in /proc")
+
+
+def idle(contender: Contender, seconds: float) -> tuple[float, float, dict[str, int]]:
+    """Return what a contender does while nothing comes: processor seconds, of how many, and its calls."""
+    with fake_aws() as fake, running(contender, fake) as process:
+        time.sleep(SETTLE_S)
+        fake.tell(reset=True)
+        before, started = cpu_s(process.pid), time.monotonic()
+        time.sleep(seconds)
+        used = cpu_s(process.pid) - before
+        return used, time.monotonic() - started, fake.result()["calls"]

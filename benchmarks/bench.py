@@ -1,0 +1,393 @@
+"""What moving a request costs, beside what people use today: the real daemon and its peers on one fake AWS.
+
+    make bench          everything, half an hour: benchmarks/RESULTS.md, results.json, results.svg
+    make bench-quick    two peers, three minutes; prints, writes nothing
+    make bench-check    the same, shorter, against the ratios of results.json: what CI runs
+
+Contenders take turns, so that a noisy minute hits all of them; each figure is a median, with the range beside it. What
+to believe are ratios within one run and counts of calls. Processor seconds are of the contender's process alone, from
+an idle start to an empty master queue.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.fake import HOME
+from benchmarks.rig import ROOT, BenchError, Contender, Load, Measured, idle, measure
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = ROOT / ".venv-bench"
+LATENCIES_MS = "10,80,150"
+FLOORS_MS = {HOME: 15.0, "us-west-2": 50.0, "eu-west-1": 85.0}
+"""Half the home Region's latency (a poll is woken), the table's 5 ms, and half of the Region's own."""
+LOSS_MAX = 0.15  # of a ratio against the stored one
+Runs = dict[str, list[Measured]]
+say = Console(stderr=True)
+
+
+def ours(client: str, count: int, **more: str) -> Contender:
+    return Contender(
+        f"ours-{client}",
+        [sys.executable, "-m", "dispatcher", "run"],
+        count,
+        {"DISPATCHER_AWS_CLIENT": client, **more},
+    )
+
+
+def _python(name: str, driver: str, count: int) -> Contender:
+    return Contender(name, [str(ENVIRONMENTS / name / "bin/python"), str(HERE / "peers" / driver)], count)
+
+
+SDK, LEAN = ours("sdk", 6000), ours("lean", 15_000)
+DEFAULT = LEAN
+QUICK = [_python("boto3-threads", "boto3_threads.py", 1500), _python("asyncio-putitem", "asyncio_putitem.py", 1500)]
+PEERS = [
+    *QUICK,
+    _python("powertools", "powertools.py", 800),
+    _python("taskiq-aio-sqs", "taskiq_aio_sqs.py", 800),
+    _python("aiosqs", "aiosqs_putitem.py", 1500),
+    Contender("sqs-consumer", ["node", str(HERE / "peers/sqs_consumer.mjs")], 2000),
+    Contender("go-sdk", [str(ENVIRONMENTS / "go-sdk/peer")], 4000),
+]
+
+
+def present(peers: Iterable[Contender]) -> list[Contender]:
+    """Return those that can run here; say loudly which cannot."""
+    there = []
+    for peer in peers:
+        program, *files = peer.command
+        have = subprocess.run(["which", program], capture_output=True).returncode == 0
+        if peer.name == "sqs-consumer":
+            have = have and (HERE / "peers/node_modules").is_dir()
+        if have and all(Path(file).exists() for file in files):
+            there.append(peer)
+        else:
+            say.print(f"[bold yellow]NOT MEASURED[/]: {peer.name} cannot run here ({program})")
+    return there
+
+
+def interleaved(
+    what: str, contenders: Sequence[Contender], repetitions: int, run: Callable[[Contender], Measured]
+) -> Runs:
+    """Let the contenders take turns; return each one's runs."""
+    runs: Runs = {contender.name: [] for contender in contenders}
+    with Progress(console=say, transient=True) as progress:
+        task = progress.add_task(what, total=repetitions * len(contenders))
+        for _ in range(repetitions):
+            for contender in contenders:
+                progress.update(task, description=f"{what}: {contender.name}")
+                runs[contender.name].append(run(contender))
+                progress.advance(task)
+    for name, measured in runs.items():
+        say.print(f"{what:32} {name:16} {_brief(measured)}")
+    return runs
+
+
+def _brief(runs: Sequence[Measured]) -> str:
+    return (
+        f"{_mid(runs, lambda m: m.cpu_s_per_1k):.3f} CPU s, {_mid(runs, lambda m: m.calls_per_1k):.0f} calls per 1,000; "
+        f"{_mid(runs, lambda m: m.messages_per_s):.0f} messages/s, {_mid(runs, lambda m: m.peak_mb):.0f} MB"
+    )
+
+
+def full(repetitions: int, contenders: Sequence[Contender], *, regions: int = 3, size: int = 500) -> Runs:
+    """Everything is in the master queue at once."""
+
+    def run(contender: Contender) -> Measured:
+        count = max(500, contender.count * 500 // max(500, size // 8))
+        return measure(contender, Load(count, size=size), regions=regions, latency_ms=LATENCIES_MS)
+
+    return interleaved(f"full queue, {regions} Regions, {size} B", contenders, repetitions, run)
+
+
+def steady(repetitions: int, contenders: Sequence[Contender], per_second: float, seconds: float = 10.0) -> Runs:
+    def run(contender: Contender) -> Measured:
+        load = Load(int(per_second * seconds), per_second)
+        return measure(contender, load, latency_ms=LATENCIES_MS)
+
+    return interleaved(f"steady {per_second:.0f}/s", contenders, repetitions, run)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def _mid(runs: Iterable[Measured], figure: Callable[[Measured], float]) -> float:
+    return statistics.median(map(figure, runs))
+
+
+def _range(runs: Sequence[Measured], figure: Callable[[Measured], float], digits: int) -> str:
+    values = sorted(map(figure, runs))
+    return f"{statistics.median(values):,.{digits}f} ({values[0]:,.{digits}f}–{values[-1]:,.{digits}f})"
+
+
+def paired(runs: Runs, name: str, other: str) -> float:
+    """Return how many times less processor time `name` needs than `other`: the median over repetitions, pair by pair."""
+    pairs = zip(runs[other], runs[name], strict=True)
+    return statistics.median(theirs.cpu_s_per_1k / mine.cpu_s_per_1k for theirs, mine in pairs)
+
+
+def added_ms(runs: Iterable[Measured], quantile: float, region: str = HOME) -> float:
+    """Return the latency above the model's floor: from sent to the master queue to accepted by a Region."""
+
+    def one(measured: Measured) -> float:
+        took = measured.took_s[region]
+        return took[min(len(took) - 1, int(len(took) * quantile))] * 1000 - FLOORS_MS[region]
+
+    return _mid(runs, one)
+
+
+def figures(runs: Sequence[Measured]) -> dict[str, float]:
+    return {
+        "cpu_s_per_1k": round(_mid(runs, lambda m: m.cpu_s_per_1k), 4),
+        "calls_per_message": round(_mid(runs, lambda m: m.calls_per_1k) / 1000, 4),
+        "messages_per_s": round(_mid(runs, lambda m: m.messages_per_s), 1),
+        "peak_mb": round(_mid(runs, lambda m: m.peak_mb), 1),
+    }
+
+
+def results(runs: Runs, near: Sequence[Measured]) -> dict[str, Any]:
+    """Return what results.json holds; `near` are runs at a steady rate, for the latency."""
+    return {
+        "ours": figures(runs[DEFAULT.name]),
+        "peers": {name: figures(measured) for name, measured in runs.items() if not name.startswith("ours-")},
+        "latency": {"p50_ms": round(added_ms(near, 0.5), 1), "p99_ms": round(added_ms(near, 0.99), 1)},
+        "less_cpu_than": {name: round(paired(runs, DEFAULT.name, name), 2) for name in runs if name != DEFAULT.name},
+    }
+
+
+def losses(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return each ratio that is worse than the stored one by more than LOSS_MAX, as a sentence."""
+    found = []
+    for name, ratio in now["less_cpu_than"].items():
+        before = stored["less_cpu_than"].get(name)
+        if before and ratio < before * (1 - LOSS_MAX):
+            found.append(f"{ratio:.2f} times less processor time than {name}, where it was {before:.2f}")
+    calls, before = now["ours"]["calls_per_message"], stored["ours"]["calls_per_message"]
+    if calls > before * (1 + LOSS_MAX):
+        found.append(f"{calls:.3f} AWS calls a message, where it was {before:.3f}")
+    return found
+
+
+# --- what is run ----------------------------------------------------------------------------------------------------
+
+
+def quick(repetitions: int) -> tuple[Runs, dict[str, Any]]:
+    runs = full(repetitions, [DEFAULT, *present(QUICK)])
+    near = steady(1, [DEFAULT], 700.0, seconds=6.0)[DEFAULT.name]
+    return runs, results(runs, near)
+
+
+def check() -> int:
+    """Compare with the stored ratios; what looks like a loss is measured again, since machines have bad minutes."""
+    stored = json.loads((HERE / "results.json").read_text())
+    runs, now = quick(2)
+    if losses(stored, now):
+        say.print("looks like a loss: measuring more")
+        more, _ = quick(4)
+        for name, measured in more.items():
+            runs[name] += measured
+        now = results(runs, steady(1, [DEFAULT], 700.0, seconds=6.0)[DEFAULT.name])
+    worse = losses(stored, now)
+    for loss in worse:
+        print(f"bench: LOSS: {loss}")
+    if not worse:
+        shown = ", ".join(f"{ratio:.1f} times less than {name}" for name, ratio in now["less_cpu_than"].items())
+        print(f"bench: processor time {shown}; {now['ours']['calls_per_message']:.3f} AWS calls a message")
+    return 1 if worse else 0
+
+
+@dataclass(frozen=True)
+class Everything:
+    main: Runs
+    growth: dict[int, Runs]  # by Regions
+    sizes: dict[int, Runs]  # by bytes
+    steady: Runs
+    half: Runs
+    idle: dict[str, tuple[float, float, dict[str, int]]]  # CPU s, seconds, calls
+
+
+HALF_CORE = {SDK.name: 650.0, LEAN.name: 1600.0}
+IDLE_S = 60.0
+
+
+def everything(repetitions: int) -> Everything:
+    both = [SDK, LEAN]
+    main = full(repetitions, [*both, *present(PEERS)])
+    growth = {3: {c.name: main[c.name] for c in both}} | {n: full(repetitions, both, regions=n) for n in (10, 30)}
+    sizes = {500: growth[3]} | {size: full(3, both, size=size) for size in (16_000, 200_000)}
+    at_700 = steady(repetitions, both, 700.0)
+    half = {c.name: steady(repetitions, [c], HALF_CORE[c.name])[c.name] for c in both}
+    return Everything(main, growth, sizes, at_700, half, {c.name: idle(c, IDLE_S) for c in both})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["all", "quick", "check"])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the figures (quick)")
+    asked = parser.parse_args()
+    try:
+        if asked.what == "check":
+            return check()
+        if asked.what == "quick":
+            runs, found = quick(asked.repetitions)
+            print(json.dumps(found, indent=2) if asked.json else table(runs))
+            return 0
+        measured = everything(asked.repetitions)
+    except BenchError as fault:
+        print(f"bench: {fault}", file=sys.stderr)
+        return 1
+    near = measured.steady[DEFAULT.name]
+    (HERE / "results.json").write_text(json.dumps(results(measured.main, near), indent=2) + "\n")
+    (HERE / "RESULTS.md").write_text(report(measured))
+    plot(measured)
+    print(f"bench: {HERE / 'RESULTS.md'}")
+    return 0
+
+
+# --- tables and the plot --------------------------------------------------------------------------------------------
+
+
+def table(runs: Runs) -> str:
+    rows = [
+        "| | CPU s per 1,000 | AWS calls per 1,000 | messages/s | peak MB | less CPU than it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, measured in runs.items():
+        less = "" if name == DEFAULT.name else f"{paired(runs, DEFAULT.name, name):.1f} ×"
+        rows.append(
+            f"| {name} | {_range(measured, lambda m: m.cpu_s_per_1k, 3)} | {_mid(measured, lambda m: m.calls_per_1k):,.0f}"
+            f" | {_range(measured, lambda m: m.messages_per_s, 0)} | {_mid(measured, lambda m: m.peak_mb):.0f} | {less} |"
+        )
+    return "\n".join(rows)
+
+
+def _by_operation(runs: Runs) -> str:
+    names = sorted({operation for measured in runs.values() for operation in measured[0].calls})
+    rows = ["| calls per 1,000 | " + " | ".join(runs) + " |", "| --- |" + " --- |" * len(runs)]
+    for operation in names:
+        counts = [
+            _mid(measured, lambda m: m.calls.get(operation, 0) / m.messages * 1000) for measured in runs.values()
+        ]
+        rows.append(f"| {operation} | " + " | ".join(f"{count:,.0f}" if count >= 0.5 else "" for count in counts) + " |")
+    return "\n".join(rows)
+
+
+def _growth(found: Mapping[int, Runs], unit: str) -> str:
+    rows = [f"| {unit} | client | CPU s per 1,000 | calls per 1,000 | messages/s | idle / peak MB | CPU s to start |"]
+    rows.append("| --- |" + " --- |" * 6)
+    for number, runs in found.items():
+        for name, measured in runs.items():
+            rows.append(
+                f"| {number:,} | {name.removeprefix('ours-')} | {_range(measured, lambda m: m.cpu_s_per_1k, 3)} | "
+                f"{_mid(measured, lambda m: m.calls_per_1k):,.0f} | {_mid(measured, lambda m: m.messages_per_s):,.0f} | "
+                f"{_mid(measured, lambda m: m.idle_mb):.0f} / {_mid(measured, lambda m: m.peak_mb):.0f} | "
+                f"{_mid(measured, lambda m: m.start_cpu_s):.2f} |"
+            )
+    return "\n".join(rows)
+
+
+def _latency(runs: Runs) -> str:
+    rows = ["| client | messages/s | core used | calls per 1,000 | added, near Region p50 / p99 ms | 80 ms | 150 ms |"]
+    rows.append("| --- |" + " --- |" * 6)
+    for name, measured in runs.items():
+        added = [
+            f"{added_ms(measured, 0.5, region):.0f} / {added_ms(measured, 0.99, region):.0f}" for region in FLOORS_MS
+        ]
+        core = _mid(measured, lambda m: m.cpu_s / m.seconds)
+        rows.append(
+            f"| {name.removeprefix('ours-')} | {_mid(measured, lambda m: m.messages_per_s):.0f} | {core:.2f} | "
+            f"{_mid(measured, lambda m: m.calls_per_1k):.0f} | " + " | ".join(added) + " |"
+        )
+    return "\n".join(rows)
+
+
+def report(found: Everything) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    resting = "\n".join(
+        f"- {name.removeprefix('ours-')}: {100 * used / seconds:.2f} % of a core over {seconds:.0f} s; calls: {calls}"
+        for name, (used, seconds, calls) in found.idle.items()
+    )
+    return f"""# Results
+
+Written by `make bench`. [What they mean, and what to size from them](../docs/performance.md).
+
+{time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, Python {platform.python_version()}. The fake AWS is
+in a process of its own on the other core: SQS {LATENCIES_MS} ms in three Regions, DynamoDB 5 ms, no TLS, 500-byte
+bodies, 2 % duplicates. Median (range) of five interleaved repetitions; ratios are paired within one.
+
+## A full queue, three Regions
+
+{table(found.main)}
+
+![Processor time and calls](results.svg)
+
+{_by_operation(found.main)}
+
+## At a steady 700 messages a second
+
+{_latency({name: found.steady[name] for name in found.steady})}
+
+## At about half a core
+
+{_latency(found.half)}
+
+## Growth: Regions
+
+{_growth(found.growth, "Regions")}
+
+## Growth: bytes of a body
+
+{_growth(found.sizes, "bytes")}
+
+## Idle
+
+{resting}
+"""
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    cores = sum(line.startswith("processor") for line in lines)
+    return f"{cores} cores ({', '.join(models)}), Linux {platform.release().split('-')[0]}"
+
+
+def plot(found: Everything) -> None:
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "bench", "font.size": 9, "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    names = sorted(found.main, key=lambda name: _mid(found.main[name], lambda m: m.cpu_s_per_1k))
+    colours = ["#2f6fdf" if name.startswith("ours-") else "#9aa4b2" for name in names]
+    figure, (cpu, calls) = pyplot.subplots(1, 2, figsize=(9, 0.36 * len(names) + 1.1), sharey=True)
+    for axes, title, value in (
+        (cpu, "processor seconds per 1,000 messages", lambda m: m.cpu_s_per_1k),
+        (calls, "AWS calls per 1,000 messages", lambda m: m.calls_per_1k),
+    ):
+        heights = [_mid(found.main[name], value) for name in names]
+        bars = axes.barh(names, heights, color=colours)
+        axes.bar_label(bars, [f"{h:,.2f}" if h < 20 else f"{h:,.0f}" for h in heights], padding=3)
+        axes.set_title(title, fontsize=10)
+        axes.margins(x=0.18)
+        axes.spines[["top", "right"]].set_visible(False)
+    cpu.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(HERE / "results.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
