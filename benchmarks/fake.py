@@ -48,6 +48,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TARGET = re.compile(rb"\r\nx-amz-target: *(?:AmazonSQS|DynamoDB_20120810)\.(\w+)", re.IGNORECASE)
 _SCOPE = re.compile(rb"Credential=[^/]+/\d+/([\w-]+)/(\w+)/aws4_request")
 _REQUEST_ID = re.compile(r'"request_id": ?"([^"]+)"')
+_ENTRY = re.compile(r"\w+BatchRequestEntry\.(\d+)\.(\w+)")  # of a batch in SQS's old protocol
 _WORDS = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -113,7 +114,8 @@ class Call:
         return self.transport.is_closing()
 
     def answer(self, said: Mapping[str, Any], status: int = 200) -> None:
-        body = _xml(self.operation, said) if self.query else orjson.dumps(_with_md5s(self, said))
+        said = _with_md5s(self, said)
+        body = _xml(self.operation, said) if self.query else orjson.dumps(said)
         head = (
             f"HTTP/1.1 {status} {'OK' if status == 200 else 'Bad Request'}\r\n"
             f"Content-Type: {'text/xml' if self.query else 'application/x-amz-json-1.0'}\r\n"
@@ -170,7 +172,7 @@ class Server:
         scope = _SCOPE.search(head)
         region, service = (scope[1].decode(), scope[2].decode()) if scope else (HOME, "sqs")
         target = _TARGET.search(head)
-        asked: dict[str, Any] = orjson.loads(body) if target else _form(body)
+        asked: dict[str, Any] = orjson.loads(body) if target else _form(body or _query(head))
         operation = _WORDS.sub("_", target[1].decode() if target else asked.pop("Action")).lower()
         latency_s = self._table_s if service == "dynamodb" else self._latencies_s[region]
         call = Call(transport, region, service, operation, asked, latency_s / 2, query=target is None)
@@ -331,26 +333,38 @@ def _with_md5s(call: Call, said: Mapping[str, Any]) -> Mapping[str, Any]:
     return said
 
 
+def _query(head: bytes) -> bytes:
+    """Return what stands in the first line after the question mark."""
+    return head.split(b" ", 2)[1].partition(b"?")[2]
+
+
 def _form(body: bytes) -> dict[str, Any]:
-    return {
-        name: int(value) if name in ("MaxNumberOfMessages", "VisibilityTimeout", "WaitTimeSeconds") else value
-        for name, value in parse_qsl(body.decode())
-    }
+    asked: dict[str, Any] = {}
+    entries: dict[str, dict[str, str]] = {}
+    for name, value in parse_qsl(body.decode()):
+        if entry := _ENTRY.fullmatch(name):
+            entries.setdefault(entry[1], {})[entry[2]] = value
+        else:
+            numeric = name in ("MaxNumberOfMessages", "VisibilityTimeout", "WaitTimeSeconds")
+            asked[name] = int(value) if numeric else value
+    return {**asked, "Entries": list(entries.values())} if entries else asked
 
 
 def _xml(operation: str, said: Mapping[str, Any]) -> bytes:
-    """SendMessage, ReceiveMessage, DeleteMessage and GetQueueUrl, as SQS answered them before 2023."""
+    """What SQS answered before 2023, less the namespace, which aiosqs cannot read, and attributes, unasked for here."""
     name = "".join(word.capitalize() for word in operation.split("_"))
-    inner = "".join(f"<{key}>{escape(value)}</{key}>" for key, value in said.items() if isinstance(value, str))
-    for message in said.get("Messages", ()):
-        fields = {key: message[key] for key in ("MessageId", "ReceiptHandle", "Body")}
-        fields["MD5OfBody"] = _md5(message["Body"])
-        inner += f"<Message>{''.join(f'<{key}>{escape(value)}</{key}>' for key, value in fields.items())}</Message>"
+    lists = {"Messages": "Message", "Successful": f"{name}ResultEntry", "Failed": "BatchResultErrorEntry"}
+    inner = _elements(said) + "".join(
+        f"<{tag}>{_elements(one)}</{tag}>" for key, tag in lists.items() for one in said.get(key, ())
+    )
     return (
-        f'<?xml version="1.0"?><{name}Response xmlns="http://queue.amazonaws.com/doc/2012-11-05/">'
-        f"<{name}Result>{inner}</{name}Result>"
+        f'<?xml version="1.0"?><{name}Response><{name}Result>{inner}</{name}Result>'
         f"<ResponseMetadata><RequestId>bench</RequestId></ResponseMetadata></{name}Response>"
     ).encode()
+
+
+def _elements(said: Mapping[str, Any]) -> str:
+    return "".join(f"<{key}>{escape(value)}</{key}>" for key, value in said.items() if isinstance(value, str))
 
 
 def latencies(text: str, regions: int) -> dict[str, float]:
