@@ -57,7 +57,7 @@ QUICK = [_python("boto3-threads", "boto3_threads.py", 1500), _python("asyncio-pu
 PEERS = [
     *QUICK,
     _python("powertools", "powertools.py", 800),
-    _python("taskiq-aio-sqs", "taskiq_aio_sqs.py", 800),
+    _python("taskiq-aio-sqs", "taskiq_sqs.py", 800),
     _python("aiosqs", "aiosqs_putitem.py", 1500),
     Contender("sqs-consumer", ["node", str(HERE / "peers/sqs_consumer.mjs")], 2000),
     Contender("go-sdk", [str(ENVIRONMENTS / "go-sdk/peer")], 4000),
@@ -98,8 +98,8 @@ def interleaved(
 
 def _brief(runs: Sequence[Measured]) -> str:
     return (
-        f"{_mid(runs, lambda m: m.cpu_s_per_1k):.3f} CPU s, {_mid(runs, lambda m: m.calls_per_1k):.0f} calls per 1,000; "
-        f"{_mid(runs, lambda m: m.messages_per_s):.0f} messages/s, {_mid(runs, lambda m: m.peak_mb):.0f} MB"
+        f"{_mid(runs, lambda m: m.cpu_s_per_1k):.3f} CPU s, {_mid(runs, lambda m: m.calls_per_1k):.0f} calls "
+        f"per 1,000; {_mid(runs, lambda m: m.messages_per_s):.0f} messages/s, {_mid(runs, lambda m: m.peak_mb):.0f} MB"
     )
 
 
@@ -134,7 +134,7 @@ def _range(runs: Sequence[Measured], figure: Callable[[Measured], float], digits
 
 
 def paired(runs: Runs, name: str, other: str) -> float:
-    """Return how many times less processor time `name` needs than `other`: the median over repetitions, pair by pair."""
+    """Return how many times less processor time `name` needs than `other`: the median, pair by pair."""
     pairs = zip(runs[other], runs[name], strict=True)
     return statistics.median(theirs.cpu_s_per_1k / mine.cpu_s_per_1k for theirs, mine in pairs)
 
@@ -268,10 +268,15 @@ def table(runs: Runs) -> str:
     ]
     for name, measured in runs.items():
         less = "" if name == DEFAULT.name else f"{paired(runs, DEFAULT.name, name):.1f} ×"
-        rows.append(
-            f"| {name} | {_range(measured, lambda m: m.cpu_s_per_1k, 3)} | {_mid(measured, lambda m: m.calls_per_1k):,.0f}"
-            f" | {_range(measured, lambda m: m.messages_per_s, 0)} | {_mid(measured, lambda m: m.peak_mb):.0f} | {less} |"
-        )
+        cells = [
+            name,
+            _range(measured, lambda m: m.cpu_s_per_1k, 3),
+            f"{_mid(measured, lambda m: m.calls_per_1k):,.0f}",
+            _range(measured, lambda m: m.messages_per_s, 0),
+            f"{_mid(measured, lambda m: m.peak_mb):.0f}",
+            less,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -280,9 +285,11 @@ def _by_operation(runs: Runs) -> str:
     rows = ["| calls per 1,000 | " + " | ".join(runs) + " |", "| --- |" + " --- |" * len(runs)]
     for operation in names:
         counts = [
-            _mid(measured, lambda m: m.calls.get(operation, 0) / m.messages * 1000) for measured in runs.values()
+            statistics.median(m.calls.get(operation, 0) / m.messages * 1000 for m in measured)
+            for measured in runs.values()
         ]
-        rows.append(f"| {operation} | " + " | ".join(f"{count:,.0f}" if count >= 0.5 else "" for count in counts) + " |")
+        cells = [operation, *(f"{count:,.0f}" if count >= 0.5 else "" for count in counts)]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -291,12 +298,16 @@ def _growth(found: Mapping[int, Runs], unit: str) -> str:
     rows.append("| --- |" + " --- |" * 6)
     for number, runs in found.items():
         for name, measured in runs.items():
-            rows.append(
-                f"| {number:,} | {name.removeprefix('ours-')} | {_range(measured, lambda m: m.cpu_s_per_1k, 3)} | "
-                f"{_mid(measured, lambda m: m.calls_per_1k):,.0f} | {_mid(measured, lambda m: m.messages_per_s):,.0f} | "
-                f"{_mid(measured, lambda m: m.idle_mb):.0f} / {_mid(measured, lambda m: m.peak_mb):.0f} | "
-                f"{_mid(measured, lambda m: m.start_cpu_s):.2f} |"
-            )
+            cells = [
+                f"{number:,}",
+                name.removeprefix("ours-"),
+                _range(measured, lambda m: m.cpu_s_per_1k, 3),
+                f"{_mid(measured, lambda m: m.calls_per_1k):,.0f}",
+                f"{_mid(measured, lambda m: m.messages_per_s):,.0f}",
+                f"{_mid(measured, lambda m: m.idle_mb):.0f} / {_mid(measured, lambda m: m.peak_mb):.0f}",
+                f"{_mid(measured, lambda m: m.start_cpu_s):.2f}",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

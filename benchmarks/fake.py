@@ -187,7 +187,7 @@ class Server:
             answer = self.aws.do(call.region, call.operation, call.asked)
         except ClientError as refused:
             said = dict(refused.response)
-            code = said.pop("Error")["Code"]
+            code = said.pop("Error")["Code"]  # type: ignore[index]  # the stubs know no keys
             said.pop("ResponseMetadata")
             spaces = {"dynamodb": "com.amazonaws.dynamodb.v20120810", "sqs": "com.amazonaws.sqs"}
             call.answer({"__type": f"{spaces[call.service]}#{code}", "message": "by the fake", **said}, 400)

@@ -76,11 +76,14 @@ def run(config: Path | None) -> None:
         click.echo(f"dispatcher: {name} is not a setting; it is ignored", err=True)
     import uvloop
 
-    from dispatcher import app
     from dispatcher.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
     try:
+        if settings.processes > 1:
+            sys.exit(uvloop.run(_supervise(settings, config)))
+        from dispatcher import app
+
         uvloop.run(app.run(settings, traced=traced))
     except DispatcherError as fault:
         _fail(str(fault))
@@ -869,6 +872,13 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+async def _supervise(settings: Settings, config: Path | None) -> int:
+    from dispatcher.supervisor import Supervisor
+
+    command = [sys.executable, "-m", "dispatcher", "run", *(["--config", str(config)] if config else [])]
+    return await Supervisor(settings, command).run()
 
 
 def _fail(message: str) -> NoReturn:

@@ -163,6 +163,8 @@ class Settings(HttpSettings):
     """How long a dead dispatcher's claim holds its request. Less than the visibility; a third of it bounds a send."""
     aws_client: AwsClient = AwsClient.SDK
     """`sdk`, or `lean`: the five calls that are made for messages cost less processor time. Others are the SDK's."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Dispatchers under one supervisor, for a task of several vCPUs; the limits below are of each."""
     poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20
     """Long-poll wait. A drain lasts at least this long when the queue is empty."""
     pollers: Annotated[int, Field(ge=1, le=100)] = 8

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterable
 from functools import cache
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
@@ -18,6 +19,8 @@ CLAIM_OUTCOMES = ("claimed", "duplicate", "held", "taken_over", "own", "error")
 QUEUES = ("master", "regional", "master_dlq", "regional_dlq")
 STATES = ("visible", "in_flight", "delayed")
 RESCUE_OUTCOMES = ("moved", "copy_deleted", "left")
+Several = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+"""What a gauge says where several processes are one dispatcher (DISPATCHER_PROCESSES)."""
 ANSWERED, RETRIED = "ok", "retried"
 
 
@@ -46,8 +49,9 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return _remembering(Counter(f"dispatcher_{name}", text, labels, registry=registry))
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return _remembering(Gauge(f"dispatcher_{name}", text, labels, registry=registry))
+        def gauge(name: str, text: str, *labels: str, several: Several = "livemostrecent") -> Gauge:
+            made = Gauge(f"dispatcher_{name}", text, labels, registry=registry, multiprocess_mode=several)
+            return _remembering(made)
 
         def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return _remembering(Histogram(f"dispatcher_{name}", text, labels, registry=registry, buckets=buckets))
@@ -88,10 +92,12 @@ class Metrics:
         self.model_error = gauge(
             "routing_model_error_ratio", "Error of the projected depths; 0 while the policy projects none."
         )
-        self.policy_info = gauge("routing_policy_info", "1 for the policy in force.", "policy")
+        self.policy_info = gauge("routing_policy_info", "1 for the policy in force.", "policy", several="livemax")
         self.capacity = gauge("region_capacity_ratio", "Part of its usual workers that is left.", "target_region")
         self.stalled = gauge("region_stalled", "1 while messages wait there and none is taken.", "target_region")
-        self.budget = gauge("region_budget_messages", "Messages that may still be sent there now.", "target_region")
+        self.budget = gauge(
+            "region_budget_messages", "Messages that may still be sent there now.", "target_region", several="livesum"
+        )
         self.fleet = gauge("fleet_dispatchers", "Dispatchers at work, this one included.")
         self.fleet_unshared = gauge(
             "fleet_unshared", "1 while the others' sends are not known, and their number alone is gone by."
@@ -108,15 +114,19 @@ class Metrics:
         self.rescued = counter(
             "rescued_total", "Messages moved out of a Region that serves none.", "target_region", "outcome"
         )
-        self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency")
-        self.in_flight = gauge("inflight_messages", "Messages held by this process.")
-        self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.")
+        self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency", several="livemax")
+        self.in_flight = gauge("inflight_messages", "Messages held by this process.", several="livesum")
+        self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.", several="livesum")
         self.last_poll = gauge("last_poll_timestamp_seconds", "Unix time when a poll last ended well.")
-        self.loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop; more and more of them is a leak.")
-        self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop woke a timer.")
-        self.draining = gauge("draining", "1 while draining.")
-        self.holding = gauge("holding", "1 while nothing is received on purpose: no Region or no ledger to go to.")
-        self.build_info = gauge("build_info", "What runs.", "version", "revision", "python_version")
+        self.loop_tasks = gauge(
+            "event_loop_tasks", "Tasks of the event loop; more and more of them is a leak.", several="livesum"
+        )
+        self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop woke a timer.", several="livemax")
+        self.draining = gauge("draining", "1 while draining.", several="livemax")
+        self.holding = gauge(
+            "holding", "1 while nothing is received on purpose: no Region or no ledger to go to.", several="livemin"
+        )
+        self.build_info = gauge("build_info", "What runs.", "version", "revision", "python_version", several="livemax")
 
         for outcome in Outcome:
             self.messages.labels(outcome)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 from aiohttp import web
+from botocore.httpsession import get_cert_path
 
 from dispatcher.aws import clients as clients_module
 from dispatcher.aws.clients import Clients
@@ -262,8 +263,12 @@ async def test_an_answer_that_is_no_json_is_an_answer_lost(far: Far) -> None:
 
 async def test_repeats_are_counted(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispatcher.aws.lean.backoff_s", lambda *_: 0.0)
-    answers = iter([FAULTS["503"], FAULTS["throttled"], lambda: web.json_response({})])
-    far.answer = lambda: next(answers)()
+    answers = iter([FAULTS["503"], FAULTS["throttled"], Far().answer])
+
+    def one_after_another() -> web.Response:
+        return next(answers)()
+
+    far.answer = one_after_another
     async with calling(AwsClient.LEAN, "delete_message_batch", attempts=3) as call:
         assert (await call())["ResponseMetadata"]["RetryAttempts"] == 2
 
@@ -322,5 +327,5 @@ async def test_a_proxy_of_the_environment_is_asked(far: Far, monkeypatch: pytest
 async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred and forty certificates for every client would hold the loop up for a second at thirty Regions."""
     clients_module.trusting.cache_clear()
-    contexts = {id(clients_module.trusting(path)) for path in [clients_module.get_cert_path(True)] * 3}
+    contexts = {id(clients_module.trusting(path)) for path in [get_cert_path(True)] * 3}
     assert len(contexts) == 1

@@ -41,6 +41,7 @@ OURS: dict[str, Any] = {  # beyond the contract (decisions 35)
     "DISPATCHER_HTTP_TOKEN": None,
     "DISPATCHER_REVISION": "unknown",
     "DISPATCHER_AWS_CLIENT": "sdk",
+    "DISPATCHER_PROCESSES": 1,
 }
 CHOSEN = {"DISPATCHER_POLLERS", "DISPATCHER_MAX_IN_FLIGHT"}
 
