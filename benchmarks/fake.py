@@ -192,6 +192,9 @@ class Server:
             spaces = {"dynamodb": "com.amazonaws.dynamodb.v20120810", "sqs": "com.amazonaws.sqs"}
             call.answer({"__type": f"{spaces[call.service]}#{code}", "message": "by the fake", **said}, 400)
             return
+        except AssertionError as unknown:  # what it cannot do it refuses loudly, or a figure would rest on a guess
+            call.answer({"__type": "bench#InvalidAction", "message": str(unknown)}, 400)
+            return
         wait_s = float(call.asked.get("WaitTimeSeconds") or 0)
         if call.operation == "receive_message" and not answer and wait_s and call.asked["QueueUrl"] == self.master.url:
             self.bell.wait_for(call, wait_s)

@@ -137,7 +137,7 @@ def fake_aws(regions: int = 3, latency_ms: str = "10,80,150", table_ms: float = 
         yield fake
     finally:
         fake.process.kill()
-        fake.process.wait()
+        fake.process.communicate()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ async def test_a_kill_between_confirm_and_delete_repeats_nothing(world: World) -
     bodies = requests(60)
     await world.send(bodies)
     with world.proxy.having(Fault(How.HANG, "DeleteMessageBatch")):
-        first = await world.start()
+        first = await world.start(LOG_LEVEL="debug")
         await until(lambda: len(first.logged("message.dispatched")) == len(bodies), "everything confirmed")
         await first.kill()
     second = await world.start()

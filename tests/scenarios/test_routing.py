@@ -376,7 +376,7 @@ async def test_a_redelivery_after_the_deadline_of_what_was_dispatched_is_a_dupli
     from datetime import UTC, datetime, timedelta
 
     with world.proxy.having(Fault(How.HANG, "DeleteMessageBatch")):
-        first = await world.start()
+        first = await world.start(LOG_LEVEL="debug")
         deadline = datetime.now(UTC) + timedelta(seconds=10)
         body = request("r", metadata={"deadline": deadline.isoformat()})
         await world.send([body])
@@ -410,7 +410,7 @@ async def test_a_shadow_policy_is_compared_and_obeyed_by_nobody(world: World) ->
 
 
 async def test_every_choice_is_explained_in_the_ledger_and_on_the_status_page(world: World) -> None:
-    dispatcher = await world.start()
+    dispatcher = await world.start(LOG_LEVEL="debug")
     await world.send([request("why")])
     await world.until_master_is_empty()
     (dispatched,) = dispatcher.logged("message.dispatched")

@@ -62,7 +62,7 @@ async def test_a_hostile_client_s_message_costs_its_own_dead_letter_and_nothing_
         "dispatcher.generation": {"DataType": "Number", "StringValue": "-1"},
         "dispatcher.region": {"DataType": "String", "StringValue": "mars-1"},
     }
-    dispatcher = await world.start()
+    dispatcher = await world.start(LOG_LEVEL="debug")
     await world.send(honest[:15])
     for body in hostile:
         await world.send([body])

@@ -40,6 +40,10 @@ SHORT = {
 """A dead dispatcher's messages are back after 8 s, a drain of an idle one takes 1 s."""
 
 
+CLIENTS = ("lean", "sdk")
+"""Of a scenario's dispatchers by turns; `TEST_AWS_CLIENT` chooses one for all of them."""
+
+
 async def until(
     condition: Callable[[], Awaitable[object] | object], what: str, *, within: float = PATIENCE_S, every: float = 0.1
 ) -> None:
@@ -215,6 +219,7 @@ class World:
             "DISPATCHER_HTTP_HOST": HOST,
             "DISPATCHER_HTTP_PORT": str(port),
             "DISPATCHER_LOG_FORMAT": "json",
+            "DISPATCHER_AWS_CLIENT": os.environ.get("TEST_AWS_CLIENT") or CLIENTS[len(self.dispatchers) % 2],
             **{name if name.startswith("AWS_") else f"DISPATCHER_{name}": v for name, v in settings.items()},
         }
         log = self.folder / f"dispatcher-{len(self.dispatchers)}.log"

@@ -1,0 +1,104 @@
+"""DISPATCHER_PROCESSES: several dispatchers on one machine, started, shown and drained as one."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.scenarios.world import World, request, requests, until
+
+
+def pids(status: dict[str, Any]) -> set[int]:
+    return {process["pid"] for process in status["processes"] if process["pid"]}
+
+
+def running(status: dict[str, Any]) -> bool:
+    return [process["state"] for process in status["processes"]] == ["running", "running"]
+
+
+async def test_two_processes_work_are_shown_and_drained_as_one(world: World) -> None:
+    both = await world.start(PROCESSES="2")
+
+    async def are_running() -> bool:
+        return running(await both.status())
+
+    await until(are_running, "both running")
+    bodies = requests(200)
+    await world.send(bodies)
+    await world.until_master_is_empty()
+
+    async def told() -> bool:
+        return bool((await both.status())["totals"]["dispatched"] == 200)
+
+    await until(told, "both have said what they did")
+    metrics = await both.metrics()
+    assert metrics.total("received_total") == metrics.total("messages_total", outcome="dispatched") == 200
+    assert metrics.total("inflight_limit") == 2 * 1000
+    assert metrics.total("build_info") == 1, "one dispatcher"
+    text = (await both.get("/metrics"))[1]
+    (memory,) = (line for line in text.splitlines() if line.startswith("process_resident_memory_bytes"))
+    assert float(memory.split()[1]) > 100e6, "of all of them together"
+    status = await both.status()
+    assert len(pids(status)) == 2
+    assert set(status["regions"]) == {"us-east-1", "us-west-2", "eu-west-1"}
+    code, found = await both.get(f"/requests?id={quote('r-0007')}")
+    assert code == 200
+    assert "dispatched" in found
+    assert (await both.get("/requests?id=nobody"))[0] == 404
+    assert (await both.get("/healthz"))[0] == 200
+    assert await both.drain() == 0
+    await world.assert_each_once(bodies)
+
+
+async def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(world: World) -> None:
+    both = await world.start(PROCESSES="2")
+
+    async def are_running() -> bool:
+        return running(await both.status())
+
+    await until(are_running, "both running")
+    before = pids(await both.status())
+    await world.send(requests(100))
+    os.kill(min(before), signal.SIGKILL)
+
+    async def is_back() -> bool:
+        status = await both.status()
+        return running(status) and pids(status) != before
+
+    await until(is_back, "another in its place")
+    assert len(both.logged("process.died")) == 1
+    await world.send([request("after")])
+    await world.until_master_is_empty()
+    arrived = {arrival.request_id for arrival in await world.arrivals()}
+    assert arrived == {f"r-{number:04d}" for number in range(100)} | {"after"}
+    assert await both.drain() == 0
+
+
+async def test_when_the_supervisor_is_killed_its_processes_drain(world: World) -> None:
+    """Or they would go on unseen beside those of the next one."""
+    both = await world.start(PROCESSES="2")
+
+    async def are_running() -> bool:
+        return running(await both.status())
+
+    await until(are_running, "both running")
+    orphans = pids(await both.status())
+    await both.kill()
+
+    def alive(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    await until(lambda: not any(map(alive, orphans)), "both gone")
+
+
+async def test_processes_that_cannot_start_end_the_supervisor_and_say_why(world: World) -> None:
+    missing = world.resources.master_queue_url.rpartition("/")[0] + "/no-such-queue"
+    both = await world.start(ready=False, PROCESSES="2", MASTER_QUEUE_URL=missing)
+    assert await both.exit_status() == 1
+    text = both.log.read_text()
+    assert "cannot start" in text
+    assert "the master queue does not exist" in text

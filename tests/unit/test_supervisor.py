@@ -1,0 +1,70 @@
+"""What several processes say, put together."""
+
+from typing import Any
+
+import pytest
+
+from dispatcher.supervisor import together
+
+
+def status(**more: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "version": "1",
+        "state": "running",
+        "holding": None,
+        "draining": False,
+        "in_flight": 3,
+        "in_flight_limit": 1000,
+        "received_per_second": 10.0,
+        "dispatched_per_second": 9.5,
+        "troubles": {},
+        "totals": {"received": 5, "dispatched": 4},
+        "choices": [{"at": 1.0}, {"at": 0.5}],
+        "warnings": [],
+        "history": {"dispatched_per_second": [1.0, 2.0, 3.0], "master": [7, 8, 9]},
+        "regions": {"a": {"depth": 4, "sent_since_reading": 2, "budget": 10}},
+    }
+    return said | more
+
+
+def test_what_adds_up_is_added_up() -> None:
+    other = status(totals={"received": 1, "dispatched": 1}, history={"dispatched_per_second": [5.0], "master": [9]})
+    whole = together([status(), other])
+    assert (whole["in_flight"], whole["in_flight_limit"]) == (6, 2000)
+    assert whole["received_per_second"] == 20.0
+    assert whole["totals"] == {"received": 6, "dispatched": 5}
+    assert whole["regions"]["a"] == {"depth": 4, "sent_since_reading": 4, "budget": 20}
+    assert whole["history"] == {"dispatched_per_second": [8.0], "master": [7, 8, 9]}
+
+
+def test_the_newest_choices_of_all_are_shown_and_no_more_than_one_shows() -> None:
+    whole = together([status(), status(choices=[{"at": 2.0}, {"at": 0.7}])])
+    assert whole["choices"] == [{"at": 2.0}, {"at": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("states", "whole"),
+    [(("running", "running"), "running"), (("running", "draining"), "draining"), (("starting", "running"), "starting")],
+)
+def test_a_state_is_the_least_advanced(states: tuple[str, str], whole: str) -> None:
+    assert together([status(state=state) for state in states])["state"] == whole
+
+
+def test_it_holds_when_all_of_them_hold() -> None:
+    assert together([status(holding="why"), status()])["holding"] is None
+    assert together([status(holding="why"), status(holding="why")])["holding"] == "why"
+
+
+def test_a_rate_that_one_does_not_know_yet_is_left_out() -> None:
+    assert together([status(received_per_second=None), status()])["received_per_second"] == 10.0
+    assert together([status(received_per_second=None)])["received_per_second"] is None
+
+
+def test_a_trouble_of_any_is_a_trouble() -> None:
+    whole = together([status(), status(troubles={"the ledger": "timed out"}, warnings=[{"event": "x"}])])
+    assert whole["troubles"] == {"the ledger": "timed out"}
+    assert whole["warnings"] == [{"event": "x"}]
+
+
+def test_before_any_has_spoken_it_is_starting() -> None:
+    assert together([])["state"] == "starting"
