@@ -21,8 +21,7 @@ import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.httpsession import ProxyConfiguration, create_urllib3_context, get_cert_path
-from botocore.utils import get_environ_proxies
+from botocore.httpsession import create_urllib3_context, get_cert_path
 
 from dispatcher import __version__
 from dispatcher.aws.faults import classify
@@ -249,7 +248,6 @@ class Clients:
             http,
             await self._core.get_credentials(),
             self.clock,
-            proxy=ProxyConfiguration(get_environ_proxies(url)).proxy_url_for(url),
             user_agent=f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
             attempts=attempts,
             random=Random(),

@@ -20,9 +20,10 @@ from urllib.parse import quote
 
 import aiohttp
 from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.httpsession import ProxyConfiguration
 from botocore.parsers import create_parser
 from botocore.retries.quota import RetryQuota
-from botocore.utils import normalize_url_path
+from botocore.utils import get_environ_proxies, normalize_url_path
 from yarl import URL
 
 from dispatcher.aws.faults import classify
@@ -39,6 +40,11 @@ OPERATIONS = {
     "batch_get_item": "BatchGetItem",
 }
 _TARGETS = {"sqs": "AmazonSQS", "dynamodb": "DynamoDB_20120810"}
+_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "sqs": ("delete_message", {"QueueUrl": "-", "ReceiptHandle": "-"}),
+    "dynamodb": ("batch_execute_statement", {"Statements": []}),
+}
+"""A call whose address the SDK is asked for."""
 _JSON = "application/x-amz-json-1.0"
 _RETRIED = {Cause.THROTTLED, Cause.UNREACHABLE}
 _RETRY_COSTS = 5  # of the SDK's quota, as in its standard mode
@@ -101,7 +107,6 @@ class LeanClient:
         credentials: Any,
         clock: Clock,
         *,
-        proxy: str | None,
         user_agent: str,
         attempts: int,
         random: Random,
@@ -110,19 +115,12 @@ class LeanClient:
         self._http = http
         self._credentials = credentials
         self._clock = clock
-        self._proxy = proxy
+        self._proxy: str | None = None
         self._attempts = attempts
         self._random = random
         self._quota = RetryQuota()
-        self._url = URL(sdk.meta.endpoint_url.rstrip("/") + "/")
+        self._url: URL | None = None  # once the first call has found it out
         self._model = sdk.meta.service_model
-        service = self._model.signing_name
-        self._target = _TARGETS[service]
-        # what makes SQS say its old error codes beside the new ones, as it says them to the SDK
-        more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
-        port = "" if self._url.is_default_port() else f":{self._url.port}"
-        host = f"{self._url.host}{port}"
-        self._signer = Signer(service, sdk.meta.region_name, host, self._url.raw_path, more)
         self._own = {"user-agent": user_agent, "accept-encoding": "identity"}
         for name, operation in OPERATIONS.items():
             if operation in self._model.operation_names:
@@ -146,7 +144,22 @@ class LeanClient:
                 return answer
         raise AssertionError("there is at least one attempt")
 
+    async def _find(self) -> URL:
+        """Learn from the SDK where it would call, and how it would sign: it resolves both anew for each call."""
+        operation, parameters = _ASKED[self._model.service_name]
+        signed = URL(await self._sdk.generate_presigned_url(operation, parameters))
+        _, _, region, service, _ = signed.query["X-Amz-Credential"].split("/")
+        self._target = _TARGETS[service]
+        # what makes SQS say its old error codes beside the new ones, as it says them to the SDK
+        more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
+        port = "" if signed.is_default_port() else f":{signed.port}"
+        self._url = signed.with_query(None)
+        self._proxy = ProxyConfiguration(get_environ_proxies(str(self._url))).proxy_url_for(str(self._url))
+        self._signer = Signer(service, region, f"{signed.host}{port}", signed.raw_path, more)
+        return self._url
+
     async def _try(self, operation: str, body: bytes) -> dict[str, Any]:
+        url = self._url or await self._find()
         credentials = await self._credentials.get_frozen_credentials() if self._credentials else None
         if credentials is None:
             raise NoCredentialsError
@@ -159,7 +172,7 @@ class LeanClient:
             credentials.token,
         )
         headers |= self._own
-        async with self._http.post(self._url, data=body, headers=headers, proxy=self._proxy) as response:
+        async with self._http.post(url, data=body, headers=headers, proxy=self._proxy) as response:
             said = await response.read()
             if response.status != 200:
                 raise self._refusal(operation, response, said)

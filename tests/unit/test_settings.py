@@ -40,7 +40,7 @@ OURS: dict[str, Any] = {  # beyond the contract (decisions 35)
     "DISPATCHER_INTERRUPTION_QUEUE_URL": None,
     "DISPATCHER_HTTP_TOKEN": None,
     "DISPATCHER_REVISION": "unknown",
-    "DISPATCHER_AWS_CLIENT": "sdk",
+    "DISPATCHER_AWS_CLIENT": "lean",
     "DISPATCHER_PROCESSES": 1,
 }
 CHOSEN = {"DISPATCHER_POLLERS", "DISPATCHER_MAX_IN_FLIGHT"}
