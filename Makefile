@@ -96,7 +96,10 @@ bench-check: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ##
 	@$(BIN)/python -m benchmarks.bench check
 
 bench-peers: $(foreach peer,$(QUICK_PEERS) $(SLOW_PEERS),.venv-bench/$(peer)/.ready)
-	@if command -v npm >/dev/null; then cd benchmarks/peers && npm install --silent --no-package-lock; fi
+	@if command -v npm >/dev/null; then (cd benchmarks/peers && npm install --silent --no-package-lock); fi
+	@# Debian's packages: golang-go and golang-github-aws-aws-sdk-go-v2-dev
+	@if command -v go >/dev/null; then mkdir -p .venv-bench/go-sdk && GOPATH=/usr/share/gocode GO111MODULE=off \
+	    go build -o .venv-bench/go-sdk/peer benchmarks/peers/go/main.go; fi
 
 conformance:  ## The contract suites on DynamoDB Local and LocalStack, too; fetches both
 	@.ci/conformance $(ARGS)

@@ -84,9 +84,9 @@ BUGS = (
     Bug(
         "retry the whole batch",
         "dispatcher/aws/regional.py",
-        "        return answers\n\n\ndef _entry",
+        "        return answers\n\n\ndef _size_of",
         "        failed = [answer for answer in answers if isinstance(answer, Exception)]\n"
-        "        return failed[:1] * len(answers) if failed else answers\n\n\ndef _entry",
+        "        return failed[:1] * len(answers) if failed else answers\n\n\ndef _size_of",
         ("tests/contracts/test_queue_contract.py", SEEDS),
     ),
     Bug(
