@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import ProxyConfiguration
 from botocore.parsers import create_parser
@@ -130,7 +131,7 @@ class LeanClient:
         return getattr(self._sdk, name)
 
     async def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        body = json.dumps(parameters, default=_base64, separators=(",", ":")).encode()
+        body = _json(parameters)
         for attempt in range(1, self._attempts + 1):
             try:
                 answer = await self._try(operation, body)
@@ -176,7 +177,7 @@ class LeanClient:
             said = await response.read()
             if response.status != 200:
                 raise self._refusal(operation, response, said)
-            answer: dict[str, Any] = json.loads(said) if said else {}
+            answer: dict[str, Any] = orjson.loads(said) if said else {}
             if operation == "ReceiveMessage":
                 _read_binaries(answer)
             date = response.headers.get("Date")
@@ -200,6 +201,13 @@ def _moment(epoch_s: int) -> str:
 def _worth_another(fault: Exception) -> bool:
     known = classify(fault)
     return isinstance(known, AmbiguousError) or known.cause in _RETRIED
+
+
+def _json(parameters: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(parameters, default=_base64)
+    except TypeError:  # half a character (a lone surrogate), which the SDK escapes; or what nothing can write
+        return json.dumps(parameters, default=_base64, separators=(",", ":")).encode()
 
 
 def _base64(value: object) -> str:

@@ -156,6 +156,17 @@ async def test_a_request_is_the_sdk_s(far: Far, operation: str) -> None:
     assert len(signed) == 1, signed
 
 
+async def test_half_a_character_is_written_as_the_sdk_writes_it(far: Far) -> None:
+    """AWS refuses it; what must not happen is that a batch fails here, with nine others in it."""
+    entries = [{"Id": "0", "MessageBody": "\ud800"}]
+    for kind in BOTH:
+        async with Clients(Clock(), Metrics.unread(), kind=kind) as clients:
+            caller = await clients.open("sqs", HOME, pool=1, attempts=1)
+            await caller("send_message_batch", QueueUrl="q", Entries=entries)
+    (_, sdk), (_, lean) = far.came
+    assert lean == sdk
+
+
 ANSWERS: dict[str, dict[str, Any]] = {
     "receive_message": {
         "Messages": [
