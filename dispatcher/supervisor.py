@@ -85,7 +85,7 @@ class Supervisor:
         """Run until drained; return the exit status. Raises WorkerError."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._lifecycle.signals())
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dispatcher-metrics-")))
+            self._folder = _shared_folder(stack)
             self._http = await stack.enter_async_context(
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S))
             )
@@ -338,6 +338,17 @@ def _added(series: Sequence[Sequence[float]]) -> list[float]:
 
 def _newest(choices: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return sorted(choices, key=lambda choice: -float(choice["at"]))[:most]
+
+
+def _shared_folder(stack: AsyncExitStack) -> Path:
+    """Where the processes share their metrics: in memory where there is such a place, also with a read-only root."""
+    memory = "/dev/shm"  # noqa: S108  a folder of our own is made there
+    folder = memory if os.access(memory, os.W_OK) else None
+    try:
+        made = tempfile.TemporaryDirectory(prefix="dispatcher-metrics-", dir=folder)
+    except OSError as fault:
+        raise WorkerError(f"several processes need a folder to share their metrics in: {fault}; set TMPDIR") from fault
+    return Path(stack.enter_context(made))
 
 
 def _free_port() -> int:

@@ -222,10 +222,10 @@ class Clients:
         opening = self._session.client(service, region_name=region, config=config)
         try:
             client = await self._stack.enter_async_context(opening)
+            if self._kind is AwsClient.LEAN:
+                client = await self._lean(client, pool, attempts, read_timeout_s)
         except (BotoCoreError, ValueError) as fault:
             raise RefusedError(Cause.REFUSED, f"no client for {service} in {region}: {fault}") from fault
-        if self._kind is AwsClient.LEAN:
-            client = await self._lean(client, pool, attempts, read_timeout_s)
         total = total_timeout_s or attempts * (CONNECT_TIMEOUT_S + read_timeout_s) + 2.0
         return Caller(client, service, region, self.clock, self._metrics, total, self._around)
 

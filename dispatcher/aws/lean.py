@@ -173,7 +173,8 @@ class LeanClient:
             credentials.token,
         )
         headers |= self._own
-        async with self._http.post(url, data=body, headers=headers, proxy=self._proxy) as response:
+        posted = self._http.post(url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False)
+        async with posted as response:
             said = await response.read()
             if response.status != 200:
                 raise self._refusal(operation, response, said)

@@ -272,6 +272,14 @@ async def test_an_answer_that_is_no_json_is_an_answer_lost(far: Far) -> None:
     assert (await outcome(AwsClient.LEAN, "send_message_batch"))[1] is Cause.AMBIGUOUS
 
 
+async def test_a_signed_call_is_taken_nowhere_else(far: Far) -> None:
+    """AWS does not redirect; whoever does is not AWS, and gets no second request."""
+    far.answer = lambda: web.Response(status=307, headers={"Location": f"{far.endpoint}/elsewhere"})
+    _, cause, _ = await outcome(AwsClient.LEAN, "send_message_batch")
+    assert cause is Cause.REFUSED
+    assert len(far.came) == 1
+
+
 async def test_repeats_are_counted(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispatcher.aws.lean.backoff_s", lambda *_: 0.0)
     answers = iter([FAULTS["503"], FAULTS["throttled"], Far().answer])
