@@ -31,6 +31,7 @@ layers: setup  ## Imports point one way
 check: setup  ## What CI runs
 	@.ci/browser
 	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types layers docs
+	@$(MAKE) --no-print-directory bench-check
 	@# Terraform waits for one core while the tests wait for time; check-deploy runs tests/deploy itself
 	@$(MAKE) --no-print-directory --jobs 2 check-deploy test ARGS=--ignore=tests/deploy
 
@@ -86,10 +87,10 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)
 
-bench: setup bench-peers  ## What moving a message costs, beside what people use today (half an hour): benchmarks/RESULTS.md
+bench: setup bench-peers  ## What moving a message costs, beside what people use today (a quarter of an hour): benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.bench all $(ARGS)
 
-bench-quick: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## The same against two peers, in three minutes
+bench-quick: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## The same against two peers, in two minutes
 	@$(BIN)/python -m benchmarks.bench quick $(ARGS)
 
 bench-check: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## Have the stored ratios been lost?

@@ -1,8 +1,8 @@
 """What moving a request costs, beside what people use today: the real daemon and its peers on one fake AWS.
 
-    make bench          everything, half an hour: benchmarks/RESULTS.md, results.json, results.svg
-    make bench-quick    two peers, three minutes; prints, writes nothing
-    make bench-check    the same, shorter, against the ratios of results.json: what CI runs
+    make bench          everything, a quarter of an hour: benchmarks/RESULTS.md, results.json, results.svg
+    make bench-quick    two peers, two minutes: results.json
+    make bench-check    half a minute of it, against the ratios of results.json: what CI runs
 
 Contenders take turns, so that a noisy minute hits all of them; each figure is a median, with the range beside it. What
 to believe are ratios within one run and counts of calls. Processor seconds are of the contender's process alone, from
@@ -158,14 +158,18 @@ def figures(runs: Sequence[Measured]) -> dict[str, float]:
     }
 
 
-def results(runs: Runs, near: Sequence[Measured]) -> dict[str, Any]:
-    """Return what results.json holds; `near` are runs at a steady rate, for the latency."""
+def ratios(runs: Runs) -> dict[str, Any]:
+    """Return what is compared from run to run."""
     return {
         "ours": figures(runs[DEFAULT.name]),
         "peers": {name: figures(measured) for name, measured in runs.items() if not name.startswith("ours-")},
-        "latency": {"p50_ms": round(added_ms(near, 0.5), 1), "p99_ms": round(added_ms(near, 0.99), 1)},
         "less_cpu_than": {name: round(paired(runs, DEFAULT.name, name), 2) for name in runs if name != DEFAULT.name},
     }
+
+
+def latency(near: Sequence[Measured]) -> dict[str, Any]:
+    """Return what a steady rate adds above the model's floor, on the way to the near Region."""
+    return {"latency": {"p50_ms": round(added_ms(near, 0.5), 1), "p99_ms": round(added_ms(near, 0.99), 1)}}
 
 
 def losses(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -187,19 +191,27 @@ def losses(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def quick(repetitions: int) -> tuple[Runs, dict[str, Any]]:
     runs = full(repetitions, [DEFAULT, *present(QUICK)])
     near = steady(1, [DEFAULT], 700.0, seconds=6.0)[DEFAULT.name]
-    return runs, results(runs, near)
+    return runs, ratios(runs) | latency(near)
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """Keep the figures; of peers that were not measured now, those of before."""
+    file = HERE / "results.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    kept = {name: {**before.get(name, {}), **found[name]} for name in ("peers", "less_cpu_than")}
+    file.write_text(json.dumps({**found, **kept}, indent=2) + "\n")
 
 
 def check() -> int:
     """Compare with the stored ratios; what looks like a loss is measured again, since machines have bad minutes."""
     stored = json.loads((HERE / "results.json").read_text())
-    runs, now = quick(2)
-    if losses(stored, now):
+    contenders = [DEFAULT, *present(QUICK)]
+    runs = full(1, contenders)
+    if losses(stored, ratios(runs)):
         say.print("looks like a loss: measuring more")
-        more, _ = quick(4)
-        for name, measured in more.items():
+        for name, measured in full(4, contenders).items():
             runs[name] += measured
-        now = results(runs, steady(1, [DEFAULT], 700.0, seconds=6.0)[DEFAULT.name])
+    now = ratios(runs)
     worse = losses(stored, now)
     for loss in worse:
         print(f"bench: LOSS: {loss}")
@@ -244,6 +256,7 @@ def main() -> int:
             return check()
         if asked.what == "quick":
             runs, found = quick(asked.repetitions)
+            write(found)
             print(json.dumps(found, indent=2) if asked.json else table(runs))
             return 0
         measured = everything(asked.repetitions)
@@ -251,7 +264,7 @@ def main() -> int:
         print(f"bench: {fault}", file=sys.stderr)
         return 1
     near = measured.steady[DEFAULT.name]
-    (HERE / "results.json").write_text(json.dumps(results(measured.main, near), indent=2) + "\n")
+    write(ratios(measured.main) | latency(near))
     (HERE / "RESULTS.md").write_text(report(measured))
     plot(measured)
     print(f"bench: {HERE / 'RESULTS.md'}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import added_ms, losses, paired, results
+from benchmarks.bench import added_ms, latency, losses, paired, ratios
 from benchmarks.rig import Measured
 
 
@@ -38,7 +38,7 @@ def test_a_peer_that_was_never_stored_is_no_loss() -> None:
 
 def test_the_results_have_the_names_that_others_read() -> None:
     runs = {"ours-lean": [measured()], "boto3-threads": [measured(5.0, 1500)]}
-    said = results(runs, runs["ours-lean"])
+    said = ratios(runs) | latency(runs["ours-lean"])
     assert said["ours"] == {"cpu_s_per_1k": 1.0, "calls_per_message": 0.4, "messages_per_s": 500.0, "peak_mb": 80.0}
     assert said["peers"]["boto3-threads"]["cpu_s_per_1k"] == 5.0
     assert said["latency"] == {"p50_ms": 5.0, "p99_ms": 5.0}
