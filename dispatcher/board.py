@@ -56,6 +56,7 @@ class _Run:
     wait_s: float
     upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
     looked_at: float
+    length: int  # messages, at most
     count: int = 1
 
 
@@ -405,7 +406,8 @@ class Board:
             view, place = views[region], self._places[region]
             if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
                 upto = place.own.total + place.booked + room[region]
-                self._run = _Run(region, priority, split, policy, view.wait_s, upto, self._now())
+                length = min(BATCH, max(place.booked, self._booked // len(self._places)))
+                self._run = _Run(region, priority, split, policy, view.wait_s, upto, self._now(), length)
             self._move(flight, region)
             return Choice(region, policy, view.wait_s, shadow)
         return None
@@ -421,8 +423,7 @@ class Board:
         fits = run.priority is priority and region in serving and region not in without
         room = place.own.total + place.booked < run.upto and place.breaker.state is BreakerState.CLOSED
         young = self._now() < run.looked_at + RUN_S
-        usual = self._booked // len(self._places)  # messages on their way to a Region
-        if fits and room and young and run.count < min(BATCH, max(place.booked, usual)):
+        if fits and room and young and run.count < run.length:
             run.count += 1
             self._move(flight, region)
             return Choice(region, run.policy, run.wait_s)
@@ -430,8 +431,8 @@ class Board:
         more = run.count - 1  # its first message is paid for
         if more:
             for other, share in run.split.items():
-                self._credit[other] = min(self._credit[other] + more * share, float(BATCH))
-            self._credit[region] = max(self._credit[region] - more, -float(BATCH))
+                paid = more if other == region else 0
+                self._credit[other] = min(max(self._credit[other] + more * share - paid, -BATCH), BATCH)
         return None
 
     def allot(self, count: int) -> dict[Region, int]:

@@ -157,6 +157,9 @@ class Lane[ItemT, ResultT]:
             flight = loop.create_task(self._fly(batch))
             self._flights[flight] = batch
             flight.add_done_callback(self._landed)
+        if not self._waiting and self._timer is not None:  # or the next item would wait for it, idle as the lane is
+            self._timer.cancel()
+            self._timer = None
 
     def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
         return self._key_of(entry.item) if self._key_of else entry

@@ -51,6 +51,7 @@ class Far:
         linger_s: float = LINGER_S,
         flushes_max: int = 10,
         by_key: bool = False,
+        eager: bool = False,
     ) -> Lane[str, str]:
         """Items weigh as many bytes as they have characters; their key is their first character."""
         return Lane(
@@ -58,6 +59,7 @@ class Far:
             limits=BatchLimits(items, size),
             linger_s=linger_s,
             flushes_max=flushes_max,
+            eager=eager,
             size_of=len,
             key_of=(lambda item: item[0]) if by_key else None,
         )
@@ -541,5 +543,44 @@ def test_every_submit_ends_whatever_happens_in_whatever_order(
                     assert number in numbers["raise"]
                 case fault:
                     assert isinstance(fault, AmbiguousError | LaneClosedError)
+
+    run_virtual(main())
+
+
+def test_an_eager_lane_takes_what_comes_in_the_same_turn_and_waits_for_nobody_else() -> None:
+    async def main() -> None:
+        far = Far(takes_s=0.5)
+        async with far.lane(items=10, eager=True) as lane:
+            await settled(*submit_all(lane, "abc"))
+        assert far.calls == [(0.0, ["a", "b", "c"])]
+
+    run_virtual(main())
+
+
+def test_behind_a_batch_in_the_air_an_eager_lane_lingers_and_departs_when_that_lands() -> None:
+    async def main() -> None:
+        far = Far(takes_s=0.5)
+        async with far.lane(items=10, eager=True) as lane:
+            tasks = submit_all(lane, "a")
+            await asyncio.sleep(0.1)
+            tasks += submit_all(lane, "b")
+            await asyncio.sleep(0.1)
+            tasks += submit_all(lane, "c")
+            await settled(*tasks)
+        assert far.calls == [(0.0, ["a"]), (0.5, ["b", "c"])], "not a second later"
+
+    run_virtual(main())
+
+
+def test_an_eager_lane_that_is_idle_again_waits_for_no_timer_of_before() -> None:
+    async def main() -> None:
+        far = Far(takes_s=0.5)
+        async with far.lane(items=10, eager=True) as lane:
+            tasks = submit_all(lane, "a")
+            await asyncio.sleep(0.4)
+            tasks += submit_all(lane, "b")  # a timer for 1.4 s; it goes at 0.5, and lands at 1.0
+            await settled(*tasks)
+            await settled(*submit_all(lane, "c"))
+        assert far.calls[-1] == (1.0, ["c"])
 
     run_virtual(main())

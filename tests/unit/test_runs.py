@@ -1,0 +1,151 @@
+"""Runs: of many messages ten that follow one another go to one Region; shares, thresholds and eligibility hold."""
+
+from collections import Counter
+from itertools import groupby
+from random import Random
+
+import pytest
+
+from dispatcher.board import BATCH, RUN_S, Board, RegionRules
+from dispatcher.inflight import Flight
+from dispatcher.model import Delivery, Depth, Policy, Priority, Region
+from dispatcher.policy.breaker import FAILURES_IN_A_ROW
+
+A, B, C = Region("a"), Region("b"), Region("c")
+
+
+class World:
+    def __init__(
+        self,
+        weights: dict[Region, float],
+        *,
+        threshold: int = 100_000,
+        policy: Policy = Policy.FIXED,
+        shadow: Policy | None = None,
+    ) -> None:
+        self.now = 1_000.0
+        rules = {region: RegionRules(weight, threshold, None) for region, weight in weights.items()}
+        self.board = Board(
+            rules, ttl_s=60.0, slots=10_000, random=Random(3), now=lambda: self.now, policy=policy, shadow=shadow
+        )
+        for region in weights:
+            self.board.post(region, Depth(0, 0, 0), self.board.begin_reading(region))
+        self.flying: list[Flight] = []
+
+    def book(self, *, without: tuple[Region, ...] = (), priority: Priority = Priority.NORMAL) -> Region | None:
+        flight = Flight(Delivery("m", "r", "{}", {}, None, 0.0, 1), received_at=0.0, visible_until=1e9)
+        choice = self.board.book(flight, "m", priority, without)
+        self.flying.append(flight)
+        return choice.region if choice else None
+
+    def land(self, flying: int) -> None:
+        """Let the oldest be accepted until so many are on their way."""
+        while len(self.flying) > flying:
+            self.board.accepted(self.flying.pop(0))
+
+    def busy(self, messages: int, flying: int = 200) -> list[Region | None]:
+        """Book messages one after the other while so many are on their way."""
+        chosen = []
+        for _ in range(messages):
+            chosen.append(self.book())
+            self.land(flying)
+        return chosen
+
+
+def lengths(chosen: list[Region | None]) -> list[int]:
+    return [len(list(run)) for _, run in groupby(chosen)]
+
+
+def test_of_few_messages_each_is_chosen_for() -> None:
+    world = World({A: 1, B: 1, C: 1})
+    chosen = []
+    for _ in range(9):
+        chosen.append(world.book())
+        world.land(0)
+    assert set(lengths(chosen)) == {1}
+
+
+def test_a_burst_on_idle_regions_is_spread() -> None:
+    got = Counter(World({A: 1, B: 1, C: 1}).busy(10))
+    assert max(got.values()) <= 5
+
+
+def test_of_many_a_send_s_worth_follows_one_another() -> None:
+    world = World({A: 1, B: 1, C: 1})
+    world.busy(500)
+    assert sum(lengths(world.busy(3000))) / len(lengths(world.busy(3000))) > 0.9 * BATCH
+
+
+@pytest.mark.parametrize("weights", [{A: 1.0, B: 1.0, C: 1.0}, {A: 8.0, B: 4.0, C: 2.0}, {A: 20.0, B: 1.0}])
+def test_shares_are_kept_to_within_a_run(weights: dict[Region, float]) -> None:
+    world = World(weights)
+    got = Counter(world.busy(7000))
+    total = sum(weights.values())
+    for region, weight in weights.items():
+        assert got[region] == pytest.approx(7000 * weight / total, abs=2 * BATCH)
+
+
+def test_shares_are_kept_while_a_third_region_is_full() -> None:
+    """What it cannot take is not owed to it, and the others split the rest as before."""
+    world = World({A: 4.0, B: 1.0, C: 5.0})
+    world.busy(300)
+    world.board.capacity(C).put(0.0, world.now)
+    for _ in range(FAILURES_IN_A_ROW):
+        world.board.learn(C, succeeded=False)
+    got = Counter(world.busy(3000))
+    assert got[C] == 0
+    assert got[A] == pytest.approx(2400, abs=3 * BATCH)
+
+
+def test_no_run_goes_past_a_threshold() -> None:
+    world = World({A: 1.0, B: 1.0}, threshold=57)
+    got = Counter(world.busy(500))
+    assert got[A] == got[B] == 57
+    assert got[None] == 500 - 114
+
+
+def test_a_run_ends_when_its_region_is_out_of_the_question() -> None:
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    here = world.book()
+    other = B if here is A else A
+    assert here
+    assert [world.book(without=(here,)) for _ in range(3)] == [other] * 3
+
+
+def test_a_run_ends_when_its_breaker_opens() -> None:
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    here = world.book()
+    assert here
+    for _ in range(FAILURES_IN_A_ROW):
+        world.board.learn(here, succeeded=False)
+    assert here not in {world.book() for _ in range(BATCH)}
+
+
+def test_a_run_is_of_one_priority_and_of_one_moment() -> None:
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    started = {world.book() for _ in range(3)}
+    assert world.book(priority=Priority.HIGH) not in started or len(started) > 1
+    begun = world.board._run
+    assert begun
+    world.now += 2 * RUN_S
+    world.book()
+    assert world.board._run is not begun
+
+
+@pytest.mark.parametrize(("policy", "shadow"), [(Policy.INVERSE_DEPTH, None), (Policy.FIXED, Policy.INVERSE_DEPTH)])
+def test_the_original_and_whoever_compares_know_no_runs(policy: Policy, shadow: Policy | None) -> None:
+    world = World({A: 1.0, B: 1.0}, policy=policy, shadow=shadow)
+    world.busy(400)
+    world.book()
+    assert world.board._run is None
+
+
+def test_what_is_on_its_way_is_counted_to_the_last_message() -> None:
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    world.land(0)
+    assert world.board._booked == 0
+    assert all(view.under_way == 0 for view in world.board.views().values())
