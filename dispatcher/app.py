@@ -180,7 +180,10 @@ class App:
             )
             home = await clients.open("sqs", self.home, pool=POOL, attempts=3)
             table = self.table = await clients.open("dynamodb", self.home, pool=POOL, attempts=3)
-            senders = {region: await self._sender(clients, region) for region in settings.regions}
+            senders = {
+                region: await self._sender(clients, region, len(rules.queue_urls))
+                for region, rules in settings.regions.items()
+            }
             for caller in (home, *senders.values()):
                 caller.prepare("get_queue_attributes", "get_queue_url")
 
@@ -387,10 +390,10 @@ class App:
             reads["regional_dlq", region] = _DeadLetterDepth(senders[region], rules.queue_url)
         return QueueGauges(reads, self.metrics, self.heartbeats, self.random, self.reading_s)
 
-    async def _sender(self, clients: Clients, region: Region) -> Caller:
+    async def _sender(self, clients: Clients, region: Region, queues: int = 1) -> Caller:
         timeout_s = self.terms.send_timeout_s
         return await clients.open(
-            "sqs", region, pool=POOL, attempts=1, read_timeout_s=timeout_s, total_timeout_s=timeout_s
+            "sqs", region, pool=POOL * queues, attempts=1, read_timeout_s=timeout_s, total_timeout_s=timeout_s
         )
 
     async def _hurry_when_draining(self, adapters: Sequence[_Adapter]) -> None:

@@ -29,7 +29,7 @@ ERROR_MAX, ERROR_BACK = 0.5, 0.25
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
 RUN_S = 0.05  # a run goes by one look at its Region; what comes later looks again
-MODELS_REMEMBERED = 1000  # clients name them
+MODELS_REMEMBERED, NAME_REMEMBERED = 1000, 200  # clients name them, and a name has room for a million characters
 
 
 @dataclass(slots=True)
@@ -170,6 +170,7 @@ class Board:
         self.notify()
 
     def _take(self, region: Region, place: _Place, depth: Depth, begun: tuple[float, int]) -> None:
+        self._end_run()  # it goes by what was known before
         place.known_at, place.own_shown = begun
         disturbed = place.rescuing_since is not None or (self._fleet is not None and region in self._fleet.rescuing)
         place.projection.post(depth, place.known_at, disturbed=disturbed)
@@ -239,6 +240,7 @@ class Board:
 
         `gone`: it is the last, and nothing more will be sent.
         """
+        self._end_run()
         now = self._reported_at = self._now()
         sharing = self.dispatchers()
         for region, place in self._places.items():
@@ -266,6 +268,7 @@ class Board:
         """Take the others' reports, as they were when ours was written; we may use what nobody had set aside."""
         if self._fleet is None:
             raise ValueError("this board was made for a dispatcher that is alone")
+        self._end_run()
         self._fleet.learn(others, self._now(), self._reported_at)
         for place in self._places.values():
             place.answered = place.asked
@@ -373,7 +376,7 @@ class Board:
         if known is None:
             places = self._places.items()
             known = frozenset(r for r, place in places if place.rules.weight > 0 and place.rules.serves(model))
-            if len(self._serving) < MODELS_REMEMBERED:
+            if len(model) <= NAME_REMEMBERED and len(self._serving) < MODELS_REMEMBERED:
                 self._serving[model] = known
         return known
 
@@ -427,13 +430,18 @@ class Board:
             run.count += 1
             self._move(flight, region)
             return Choice(region, run.policy, run.wait_s)
-        self._run, self._run_length = None, float(run.count)
-        more = run.count - 1  # its first message is paid for
-        if more:
-            for other, share in run.split.items():
-                paid = more if other == region else 0
-                self._credit[other] = min(max(self._credit[other] + more * share - paid, -BATCH), BATCH)
+        self._end_run()
         return None
+
+    def _end_run(self) -> None:
+        """Pay for what followed the run's first message, which is paid for."""
+        if (run := self._run) is None:
+            return
+        self._run, self._run_length = None, float(run.count)
+        more = run.count - 1
+        for region, share in run.split.items() if more else ():
+            paid = more if region == run.region else 0
+            self._credit[region] = min(max(self._credit[region] + more * share - paid, -BATCH), BATCH)
 
     def allot(self, count: int) -> dict[Region, int]:
         """Return where `count` messages that come together go; what nobody has room for is left out. Books nothing."""

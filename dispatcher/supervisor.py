@@ -37,6 +37,7 @@ log = structlog.get_logger()
 
 LOOK_S = 1.0
 ANSWER_S = 3.0  # for a process to say how it is
+START_S = 30.0  # a process that has said nothing for so long is ill
 KILL_AFTER_S = 15.0  # a process that did not end this long after its drain's deadline
 CONFIGURATION = 2  # exit status: starting again would not help
 _PR_SET_PDEATHSIG = 1
@@ -53,6 +54,7 @@ class Worker:
     number: int
     port: int = 0
     process: asyncio.subprocess.Process | None = None
+    began_at: float = 0.0  # loop time
     was_ready: bool = False
     said: Mapping[str, Any] | None = None  # its /status
     ill: list[str] = field(default_factory=list)  # what its /healthz complains of
@@ -62,9 +64,10 @@ class Worker:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def forget(self) -> None:
-        """What it said is of a process that is no more."""
-        self.said, self.ill, self.unready = None, ["it is not running"], ["it is not running"]
+    def begin(self, now: float, port: int) -> None:
+        """Forget what was of the process before."""
+        self.began_at, self.port, self.was_ready = now, port, False
+        self.said, self.ill, self.unready = None, [], ["it has not answered yet"]
 
 
 class Supervisor:
@@ -83,6 +86,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Run until drained; return the exit status. Raises WorkerError."""
+        fault: BaseException | None = None
         async with AsyncExitStack() as stack:
             stack.enter_context(self._lifecycle.signals())
             self._folder = _shared_folder(stack)
@@ -96,8 +100,12 @@ class Supervisor:
                     keeping = [group.create_task(self._keep(worker)) for worker in self._workers]
                     await asyncio.wait(keeping)
                     looking.cancel()
+            except* WorkerError as several:
+                fault = several.exceptions[0]
             finally:
                 await self._end()
+            if fault:
+                raise fault
         return self._worst
 
     async def _listen(self, stack: AsyncExitStack) -> None:
@@ -137,17 +145,17 @@ class Supervisor:
         while not self._lifecycle.draining:
             status = await self._one_life(worker)
             if self._lifecycle.draining:
-                self._worst = max(self._worst, abs(status))
+                early = status == -signal.SIGTERM and not worker.was_ready  # it had not begun
+                self._worst = max(self._worst, 0 if early else min(abs(status), 1))
                 return
             if status == CONFIGURATION or (status and not worker.was_ready and failures >= 2):
-                self._worst = max(self._worst, abs(status))
                 raise WorkerError(f"process {worker.number} cannot start (exit status {status}); its log says why")
             failures = 0 if worker.was_ready else failures + 1
             log.error("process.died", number=worker.number, status=status, hint="it is started again")
             await asyncio.sleep(backoff_s(failures, self._random, most_s=30.0))
 
     async def _one_life(self, worker: Worker) -> int:
-        worker.port, worker.was_ready = _free_port(), False
+        worker.begin(asyncio.get_running_loop().time(), _free_port())
         environment = {
             **os.environ,
             f"{PREFIX}PROCESSES": "1",
@@ -164,9 +172,10 @@ class Supervisor:
             status = await process.wait()
         finally:
             draining.cancel()
-            worker.process = None
-            worker.forget()
-            mark_process_dead(process.pid, path=str(self._folder))  # type: ignore[no-untyped-call]  # untyped there
+            if process.returncode is not None:  # or it is still there, for `_end`
+                worker.process = worker.said = None
+                worker.unready = ["it is not running"]
+                mark_process_dead(process.pid, path=str(self._folder))  # type: ignore[no-untyped-call]  # untyped there
         return status
 
     async def _drain(self, process: asyncio.subprocess.Process) -> None:
@@ -183,7 +192,14 @@ class Supervisor:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        await asyncio.gather(*(process.wait() for process in left))
+        ending = asyncio.gather(*(process.wait() for process in left))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_seconds + KILL_AFTER_S):
+                await asyncio.shield(ending)
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await ending
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -201,7 +217,8 @@ class Supervisor:
         try:
             said, (health, readiness) = await self._get(worker, "/status"), await self._verdicts(worker)
         except (aiohttp.ClientError, TimeoutError, ValueError) as fault:
-            if worker.process is process and worker.was_ready:
+            age_s = asyncio.get_running_loop().time() - worker.began_at
+            if worker.process is process and (worker.was_ready or age_s > START_S):
                 worker.ill = [f"it does not answer ({type(fault).__name__})"]
             return
         if worker.process is process:
@@ -222,6 +239,8 @@ class Supervisor:
 
     def _unready(self) -> list[str]:
         """None while one of them is ready: it does all that is to be done."""
+        if self._lifecycle.draining:
+            return ["draining"]
         if any(not worker.unready for worker in self._workers):
             return []
         return [f"process {worker.number}: {why}" for worker in self._workers for why in worker.unready]
@@ -237,7 +256,8 @@ class Supervisor:
             }
             for worker in self._workers
         ]
-        return together(said) | {"uptime_seconds": round(uptime_s, 1), "processes": processes}
+        whole = together(said) | {"uptime_seconds": round(uptime_s, 1), "processes": processes}
+        return whole | ({"draining": True, "state": Phase.DRAINING} if self._lifecycle.draining else {})
 
     async def _find(self, request_id: str) -> Mapping[str, Any] | None:
         for worker in self._workers:

@@ -131,7 +131,10 @@ class Caller:
                 metadata = fault.response.get("ResponseMetadata") or {}
             known = classify(fault)
             outcome = known.cause
-            raise known from fault
+            try:
+                raise known from fault
+            finally:
+                del known  # or its own traceback would hold it, and a batch's bodies, until the collector looks
         finally:
             self._metrics.observe_call(self._service, operation, self.region, time.perf_counter() - started)
             series = (self._service, operation, self.region)

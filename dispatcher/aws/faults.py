@@ -84,6 +84,8 @@ def classify(fault: BaseException) -> AwsError:
     if isinstance(fault, ClientError):
         return _answered(fault.response)
     detail = f"{type(fault).__name__}: {fault}"
+    if isinstance(fault, aiohttp.ClientResponseError):  # a proxy's; in full it names the proxy, password and all
+        detail = f"{type(fault).__name__}: {fault.status} {fault.message}"
     if isinstance(fault, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):
         return RefusedError(Cause.DENIED, detail)
     if isinstance(fault, _NO_CONNECTION):

@@ -42,7 +42,7 @@ OPERATIONS = {
 }
 _TARGETS = {"sqs": "AmazonSQS", "dynamodb": "DynamoDB_20120810"}
 _ASKED: dict[str, tuple[str, dict[str, Any]]] = {
-    "sqs": ("delete_message", {"QueueUrl": "-", "ReceiptHandle": "-"}),
+    "sqs": ("receive_message", {"QueueUrl": "-"}),
     "dynamodb": ("batch_execute_statement", {"Statements": [{"Statement": "-"}]}),
 }
 """A call whose address the SDK is asked for."""

@@ -10,13 +10,12 @@ from dispatcher.errors import AwsError, Cause, HeldOffError, LeaseTooShortError,
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
 from dispatcher.model import Attribute, Outgoing
-from dispatcher.policy.envelope import BYTES_MAX, OURS_FIRST, size_of
+from dispatcher.policy.envelope import BYTES_MAX, OURS, OURS_BYTES_MAX, OURS_FIRST, size_of
 
 SEND_LINGER_S = 0.02
-FLUSHES_MAX = (
-    40  # of a Region together: 150 ms away, a thousand messages a second fly in fifteen; all have a connection
-)
-_SMALL = 16_000  # characters, of four bytes at most; what is ours fits beside it
+FLUSHES_MAX = 40
+"""Of a queue together: 150 ms away, a thousand messages a second fly in fifteen. Each has a connection."""
+_SMALL = 15_000  # characters, of four bytes at most; what is ours fits beside it
 _TOO_LONG = "BatchRequestTooLong"
 
 
@@ -114,8 +113,8 @@ class SendingQueue:
 
 def _size_of(out: Outgoing) -> int:
     """Bytes, never too few; exact where they could matter, since ten of less than this fit into a batch anyhow."""
-    if len(out.body) < _SMALL and next(iter(out.attributes), "") in OURS_FIRST:
-        return 4 * _SMALL
+    if len(out.body) < _SMALL and len(out.attributes) <= OURS and next(iter(out.attributes), "") in OURS_FIRST:
+        return 4 * _SMALL + OURS_BYTES_MAX
     return size_of(out.body, out.attributes)
 
 

@@ -13,7 +13,7 @@ PREFIX = "dispatcher."
 REASON = "dispatcher.rejected_because"
 OURS_FIRST = ("dispatcher.request_id", REASON)  # the first attribute, where none is the client's
 _REASON_BYTES_MAX = 1024
-_OURS_MAX = 4096  # bytes: more than what is ours ever weighs
+OURS, OURS_BYTES_MAX = 5, 4096  # attributes, and more bytes than these ever weigh
 
 
 def size_of(body: str, attributes: Mapping[str, Attribute]) -> int:
@@ -39,7 +39,7 @@ def forwarded(
     body: str, client: Mapping[str, Attribute], ours: Sequence[tuple[str, Attribute]], *, bytes_max: int = BYTES_MAX
 ) -> dict[str, Attribute]:
     """Return the client's attributes, then each of ours that still fits, in their order."""
-    if not client and 4 * len(body) + _OURS_MAX <= bytes_max:
+    if not client and 4 * len(body) + OURS_BYTES_MAX <= bytes_max:
         return dict(ours)
     kept = _of_the_client(client)
     size = size_of(body, kept)

@@ -75,7 +75,10 @@ class Metrics:
             "queue_messages", "Depth of a queue at its last reading.", "queue", "target_region", "state"
         )
         self.depth_read_at = gauge(  # the moment, not the age: an age stops growing when its process does
-            "queue_depth_timestamp_seconds", "Unix time of a Region's last depth reading.", "target_region"
+            "queue_depth_timestamp_seconds",
+            "Unix time of a Region's last depth reading.",
+            "target_region",
+            several="livemax",
         )
         self.eligible = gauge("region_eligible", "1 while the Region may get new messages.", "target_region")
         self.share = gauge("region_share", "Share of new messages; sums to 1 over the eligible.", "target_region")
@@ -117,7 +120,9 @@ class Metrics:
         self.breaker_open = gauge("breaker_open", "1 while calls to it are held off.", "dependency", several="livemax")
         self.in_flight = gauge("inflight_messages", "Messages held by this process.", several="livesum")
         self.in_flight_limit = gauge("inflight_limit", "Most messages that it may hold.", several="livesum")
-        self.last_poll = gauge("last_poll_timestamp_seconds", "Unix time when a poll last ended well.")
+        self.last_poll = gauge(
+            "last_poll_timestamp_seconds", "Unix time when a poll last ended well.", several="livemax"
+        )
         self.loop_tasks = gauge(
             "event_loop_tasks", "Tasks of the event loop; more and more of them is a leak.", several="livesum"
         )
@@ -139,20 +144,18 @@ class Metrics:
             for priority in Priority:
                 self.dispatched.labels(region, priority)
             self.depth_read_at.labels(region)
-            self.eligible.labels(region)
-            self.share.labels(region)
-            self.expected_wait.labels(region)
-            self.drain_rate.labels(region)
             self.breaker_open.labels(region)
+            for series in (self.eligible, self.share, self.expected_wait, self.drain_rate):
+                series.labels(region).set(0)  # one that was never set is not shown where several processes are one
             for series in (self.capacity, self.stalled, self.budget, self.shadow_share):
-                series.labels(region)
+                series.labels(region).set(0)
             self.shadow_choices.labels(region)
             for rescue in RESCUE_OUTCOMES:
                 self.rescued.labels(region, rescue)
         for queue in QUEUES:
             for region in [home] if queue.startswith("master") else regions:
                 for state in STATES:
-                    self.queue_messages.labels(queue, region, state)
+                    self.queue_messages.labels(queue, region, state).set(0)
         self.breaker_open.labels("ledger")
         for known in Policy:
             self.policy_info.labels(known).set(known == policy)

@@ -343,6 +343,28 @@ async def test_a_proxy_of_the_environment_is_asked(far: Far, monkeypatch: pytest
     assert [headers["Host"] for headers, _ in far.came] == ["sqs.elsewhere.example"] * 2
 
 
+@pytest.mark.parametrize("kind", BOTH)
+async def test_a_proxy_s_password_is_in_no_fault(far: Far, monkeypatch: pytest.MonkeyPatch, kind: AwsClient) -> None:
+    """Faults go to the log, to /status and to the page."""
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    proxy = await asyncio.start_server(refuses, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://sqs.elsewhere.example")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:SECRET@127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "")
+    async with proxy, calling(kind, "delete_message_batch") as call:
+        with pytest.raises(AwsError) as refused:
+            await call()
+    assert refused.value.cause is Cause.UNREACHABLE
+    assert "SECRET" not in str(refused.value)
+
+
 async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred and forty certificates for every client would hold the loop up for a second at thirty Regions."""
     clients_module.trusting.cache_clear()

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
+from dispatcher.settings import load
+from dispatcher.supervisor import Supervisor, WorkerError
 from tests.scenarios.world import World, request, requests, until
 
 
@@ -102,3 +107,51 @@ async def test_processes_that_cannot_start_end_the_supervisor_and_say_why(world:
     text = both.log.read_text()
     assert "cannot start" in text
     assert "the master queue does not exist" in text
+
+
+STUB = """
+import http.server, json, os, signal, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+try:
+    (folder / "first").touch(exist_ok=False)
+except FileExistsError:
+    sys.exit(1)  # every one but the first fails to start
+def end(*_):
+    (folder / "drained").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"reasons": [], "state": "running"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(os.environ["DISPATCHER_HTTP_PORT"])), Handler).serve_forever()
+"""
+
+
+async def test_one_that_cannot_start_ends_all_and_those_that_work_are_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is left behind unwatched, and the reason is one line."""
+    for name, value in {
+        "AWS_REGION": "us-east-1",
+        "DISPATCHER_MASTER_QUEUE_URL": "http://localhost/1/master",
+        "DISPATCHER_REGIONS": '{"us-east-1": "http://localhost/1/work"}',
+        "DISPATCHER_LEDGER_TABLE": "t",
+        "DISPATCHER_PROCESSES": "2",
+        "DISPATCHER_HTTP_HOST": "127.0.0.1",
+        "DISPATCHER_HTTP_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB)
+    supervisor = Supervisor(load(), [sys.executable, str(stub), str(tmp_path)])
+    with pytest.raises(WorkerError, match="cannot start"):
+        await supervisor.run()
+    assert (tmp_path / "drained").exists()
+    assert all(worker.process is None or worker.process.returncode == 0 for worker in supervisor._workers)

@@ -149,3 +149,23 @@ def test_what_is_on_its_way_is_counted_to_the_last_message() -> None:
     world.land(0)
     assert world.board._booked == 0
     assert all(view.under_way == 0 for view in world.board.views().values())
+
+
+def test_a_newer_reading_ends_a_run() -> None:
+    """Or it would go on to a Region that is known to be full."""
+    world = World({A: 1.0, B: 1.0}, threshold=1000)
+    world.busy(400, flying=100)
+    here = world.book()
+    assert here
+    world.board.post(here, Depth(5000, 0, 0), world.board.begin_reading(here))
+    assert here not in {world.book() for _ in range(BATCH)}
+
+
+def test_a_client_cannot_fill_the_memory_with_names() -> None:
+    world = World({A: 1.0})
+    for number in range(3000):
+        assert world.board.serves(f"model-{number}")
+        assert world.board.serves(f"{number}" * 1000)
+    kept = world.board._serving
+    assert sum(map(len, kept)) <= 1000 * 200
+    assert len(kept) <= 1000
