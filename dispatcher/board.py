@@ -57,6 +57,7 @@ class _Run:
     upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
     looked_at: float
     length: int  # messages, at most
+    receive: float  # which one its messages came with: those of one are claimed, and so sent, together
     count: int = 1
 
 
@@ -410,7 +411,9 @@ class Board:
             if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
                 upto = place.own.total + place.booked + room[region]
                 length = min(BATCH, max(place.booked, self._booked // len(self._places)))
-                self._run = _Run(region, priority, split, policy, view.wait_s, upto, self._now(), length)
+                self._run = _Run(
+                    region, priority, split, policy, view.wait_s, upto, self._now(), length, flight.visible_until
+                )
             self._move(flight, region)
             return Choice(region, policy, view.wait_s, shadow)
         return None
@@ -424,6 +427,7 @@ class Board:
             return None
         region, place = run.region, self._places[run.region]
         fits = run.priority is priority and region in serving and region not in without
+        fits = fits and run.receive == flight.visible_until
         room = place.own.total + place.booked < run.upto and place.breaker.state is BreakerState.CLOSED
         young = self._now() < run.looked_at + RUN_S
         if fits and room and young and run.count < run.length:

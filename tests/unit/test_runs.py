@@ -32,8 +32,10 @@ class World:
             self.board.post(region, Depth(0, 0, 0), self.board.begin_reading(region))
         self.flying: list[Flight] = []
 
-    def book(self, *, without: tuple[Region, ...] = (), priority: Priority = Priority.NORMAL) -> Region | None:
-        flight = Flight(Delivery("m", "r", "{}", {}, None, 0.0, 1), received_at=0.0, visible_until=1e9)
+    def book(
+        self, *, without: tuple[Region, ...] = (), priority: Priority = Priority.NORMAL, receive: float = 1e9
+    ) -> Region | None:
+        flight = Flight(Delivery("m", "r", "{}", {}, None, 0.0, 1), received_at=0.0, visible_until=receive)
         choice = self.board.book(flight, "m", priority, without)
         self.flying.append(flight)
         return choice.region if choice else None
@@ -133,6 +135,17 @@ def test_a_run_is_of_one_priority_and_of_one_moment() -> None:
     world.now += 2 * RUN_S
     world.book()
     assert world.board._run is not begun
+
+
+def test_a_run_ends_with_its_receive() -> None:
+    """What came together is claimed together: a run across two receives would be sent in two parts."""
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    begun = world.board._run
+    world.book(receive=1e9 + 1)
+    assert world.board._run is not begun
+    assert world.board._run
+    assert world.board._run.count == 1
 
 
 @pytest.mark.parametrize(("policy", "shadow"), [(Policy.INVERSE_DEPTH, None), (Policy.FIXED, Policy.INVERSE_DEPTH)])
