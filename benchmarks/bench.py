@@ -265,7 +265,7 @@ def main() -> int:
         return 1
     near = measured.steady[DEFAULT.name]
     write(ratios(measured.main) | latency(near))
-    (HERE / "RESULTS.md").write_text(report(measured))
+    (HERE / "RESULTS.md").write_text(report(measured, asked.repetitions))
     plot(measured)
     print(f"bench: {HERE / 'RESULTS.md'}")
     return 0
@@ -339,7 +339,7 @@ def _latency(runs: Runs) -> str:
     return "\n".join(rows)
 
 
-def report(found: Everything) -> str:
+def report(found: Everything, repetitions: int) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     resting = "\n".join(
         f"- {name.removeprefix('ours-')}: {100 * used / seconds:.2f} % of a core over {seconds:.0f} s; calls: {calls}"
@@ -351,7 +351,7 @@ Written by `make bench`. [What they mean, and what to size from them](../docs/pe
 
 {time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, Python {platform.python_version()}. The fake AWS is
 in a process of its own on the other core: SQS {LATENCIES_MS} ms in three Regions, DynamoDB 5 ms, no TLS, 500-byte
-bodies, 2 % duplicates. Median (range) of five interleaved repetitions; ratios are paired within one.
+bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions; ratios are paired within one.
 
 ## A full queue, three Regions
 
