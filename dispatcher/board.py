@@ -128,7 +128,6 @@ class Board:
         self._shadow_credit = dict(self._credit)
         self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
-        self._run_length = 1.0  # of the last one that ended
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]
         self._believed = True  # the projections were right of late
@@ -403,7 +402,7 @@ class Board:
         policy = self.policy
         split = shares(views, policy, k=self._k, priority=priority, without=out)
         room = {region: views[region].budget(priority) for region in split}
-        for region in allot(split, self._credit, 1, room, owed_max=self._run_length):
+        for region in allot(split, self._credit, 1, room):
             shadow = None
             if self._shadow:
                 shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
@@ -441,7 +440,7 @@ class Board:
         """Pay for what followed the run's first message, which is paid for."""
         if (run := self._run) is None:
             return
-        self._run, self._run_length = None, float(run.count)
+        self._run = None
         more = run.count - 1
         for region, share in run.split.items() if more else ():
             paid = more if region == run.region else 0

@@ -250,15 +250,12 @@ def allot(
     credit: dict[Region, float],
     count: int,
     room: Mapping[Region, int],
-    *,
-    owed_max: float = 1.0,
 ) -> dict[Region, int]:
     """Return how many of `count` messages go to each Region: largest remainder, carried in `credit` from run to run.
 
     Each message adds every share to its Region's credit, and a Region pays with its credit for what it gets; so any run
     of messages is split as the shares say, to within a message or so, where a draw for each would scatter by its square
-    root. A Region gets no more than its `room`; what nobody has room for is left out. `owed_max`: messages that a
-    Region may be owed, or owe, while another is full.
+    root. A Region gets no more than its `room`; what nobody has room for is left out.
     """
     for region, share in shares.items():
         credit[region] = credit.get(region, 0.0) + share * count
@@ -276,5 +273,5 @@ def allot(
             everybody = everybody and not count
     if not everybody:  # what a full Region could not take is not owed to it, nor do those owe it who took it
         for region in shares:
-            credit[region] = min(max(credit[region], -owed_max), owed_max)
+            credit[region] = min(max(credit[region], -1.0), 1.0)
     return got
