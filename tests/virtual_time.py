@@ -23,7 +23,7 @@ def virtual_runner() -> asyncio.Runner:
     def loop() -> asyncio.AbstractEventLoop:  # made when it is first used: what is not used is not closed
         jump = _Jump()
         made = asyncio.SelectorEventLoop(jump)
-        made.time = lambda: jump.now_s  # type: ignore[method-assign]
+        made.time = lambda: jump.now_s  # type: ignore[method-assign]  # a loop's clock cannot be given otherwise
         return made
 
     return asyncio.Runner(loop_factory=loop)

@@ -22,9 +22,7 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
 
         async def client(service: str, region: str) -> Any:
-            return await stack.enter_async_context(
-                session.create_client(service, region_name=region, config=CONFIG)  # type: ignore[call-overload]
-            )
+            return await stack.enter_async_context(session.create_client(service, region_name=region, config=CONFIG))
 
         sqs = await client("sqs", os.environ["AWS_REGION"])
         table = await client("dynamodb", os.environ["AWS_REGION"])

@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 import pytest
 from aiohttp import web
-from botocore.httpsession import get_cert_path
 
-from dispatcher.aws import clients as clients_module
-from dispatcher.aws.clients import Clients
+from dispatcher.aws.clients import Clients, trusting
 from dispatcher.aws.lean import OPERATIONS, LeanClient
 from dispatcher.clock import Clock
 from dispatcher.errors import AwsError, Cause
@@ -367,6 +365,10 @@ async def test_a_proxy_s_password_is_in_no_fault(far: Far, monkeypatch: pytest.M
 
 async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred and forty certificates for every client would hold the loop up for a second at thirty Regions."""
-    clients_module.trusting.cache_clear()
-    contexts = {id(clients_module.trusting(path)) for path in [get_cert_path(True)] * 3}
-    assert len(contexts) == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", far.endpoint.replace("http://", "https://"))
+    trusting.cache_clear()
+    async with Clients(Clock(), Metrics.unread(), kind=AwsClient.LEAN) as clients:
+        for _ in range(3):
+            await clients.open("sqs", HOME, pool=1, attempts=1)
+        read = trusting.cache_info()
+    assert (read.misses, read.hits) == (1, 2)

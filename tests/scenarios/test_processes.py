@@ -11,7 +11,7 @@ import pytest
 
 from dispatcher.settings import load
 from dispatcher.supervisor import Supervisor, WorkerError
-from tests.scenarios.world import World, request, requests, until
+from tests.scenarios.world import Dispatcher, World, request, requests, until
 
 
 def pids(status: dict[str, Any]) -> set[int]:
@@ -22,13 +22,19 @@ def running(status: dict[str, Any]) -> bool:
     return [process["state"] for process in status["processes"]] == ["running", "running"]
 
 
-async def test_two_processes_work_are_shown_and_drained_as_one(world: World) -> None:
+async def two(world: World) -> Dispatcher:
+    """Start a supervisor of two, and wait until both run."""
     both = await world.start(PROCESSES="2")
 
     async def are_running() -> bool:
         return running(await both.status())
 
     await until(are_running, "both running")
+    return both
+
+
+async def test_two_processes_work_are_shown_and_drained_as_one(world: World) -> None:
+    both = await two(world)
     bodies = requests(200)
     await world.send(bodies)
     await world.until_master_is_empty()
@@ -57,12 +63,7 @@ async def test_two_processes_work_are_shown_and_drained_as_one(world: World) -> 
 
 
 async def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(world: World) -> None:
-    both = await world.start(PROCESSES="2")
-
-    async def are_running() -> bool:
-        return running(await both.status())
-
-    await until(are_running, "both running")
+    both = await two(world)
     before = pids(await both.status())
     await world.send(requests(100))
     os.kill(min(before), signal.SIGKILL)
@@ -82,12 +83,7 @@ async def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(wor
 
 async def test_when_the_supervisor_is_killed_its_processes_drain(world: World) -> None:
     """Or they would go on unseen beside those of the next one."""
-    both = await world.start(PROCESSES="2")
-
-    async def are_running() -> bool:
-        return running(await both.status())
-
-    await until(are_running, "both running")
+    both = await two(world)
     orphans = pids(await both.status())
     await both.kill()
 

@@ -84,7 +84,7 @@ def zygote() -> Zygote:
 def _serve() -> None:
     import uvloop  # noqa: F401  imported here, so that nobody else has to
 
-    from dispatcher import app, cli  # noqa: F401
+    from dispatcher import app, cli  # noqa: F401  imported here, so that nobody else has to
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # minders are forgotten by themselves
     with open(0, "rb", buffering=0) as asked:
