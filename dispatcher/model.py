@@ -64,8 +64,7 @@ def bytes_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One receive of a message from the master queue."""
 
     message_id: str
@@ -77,8 +76,7 @@ class Delivery:
     receives: int  # this one included
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What the dispatcher needs to know of a request; the body itself is forwarded byte for byte."""
 
     request_id: str
@@ -90,8 +88,7 @@ class Message:
     deadline: float | None = None  # epoch seconds: nobody wants the result after it
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message on its way to a queue; the body goes byte for byte."""
 
     body: str
@@ -111,8 +108,7 @@ class Depth:
     delayed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The Region for a message, and why: the policy that chose it, and the wait (seconds) that was projected there.
 
     `shadow` is the Region that the shadow policy would have chosen; None without one.
@@ -124,8 +120,7 @@ class Choice:
     shadow: Region | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
+class ClaimRequest(NamedTuple):
     """What one delivery asks of the ledger. `token` is unique per delivery and proves whose a claim is."""
 
     message: Message
@@ -139,8 +134,7 @@ class ClaimRequest:
         return self.choice.region
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """The claim is ours until `lease_end` (epoch seconds)."""
 
     request_id: str

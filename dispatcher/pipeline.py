@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import count
@@ -215,7 +215,7 @@ class Pipeline:
                         if choice.region == old.region:
                             copy_in = old.region
                             flight.step = Step.SENDING  # from here on it is never released: a copy may be there
-                    taking = replace(request, choice=choice)
+                    taking = request._replace(choice=choice)
                     taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
                     if taken is not None:
                         log.info(

@@ -286,7 +286,7 @@ def _naming(what: str, variable: str) -> Iterator[None]:
 
 
 def _without_contents(delivery: Delivery) -> Delivery:
-    return replace(delivery, body="", attributes={})
+    return delivery._replace(body="", attributes={})
 
 
 def _letter(delivery: Delivery) -> Letter:

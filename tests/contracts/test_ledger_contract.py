@@ -99,7 +99,7 @@ def chosen(region: Region) -> Choice:
 
 
 def request(request_id: str, *, lease_s: float = 90.0, at: Time, region: Region = A, **changes: Any) -> ClaimRequest:
-    message = replace(Message(request_id, "m", Priority.NORMAL, "work", 0), **changes)
+    message = Message(request_id, "m", Priority.NORMAL, "work", 0)._replace(**changes)
     return ClaimRequest(message, uuid4().hex, chosen(region), at.now() + lease_s, f"source-{uuid4().hex}")
 
 
@@ -192,7 +192,7 @@ async def test_our_own_claim_is_recognised_even_when_its_lease_is_over_and_other
     await _claimed(subject, wanted)
     subject.time.ahead_s = RETENTION_S + 10
     assert isinstance(await subject.one.claim(wanted), Claimed)
-    other = replace(wanted, message=replace(wanted.message, work="other", generation=5))
+    other = wanted._replace(message=wanted.message._replace(work="other", generation=5))
     assert isinstance(await subject.one.claim(other), Claimed)
 
 
@@ -423,9 +423,9 @@ async def test_a_repeat_after_a_lost_answer_is_harmless(subject: Subject, ids: I
             case "confirm":
                 await subject.one.confirm(claim, "id")
             case "retarget":
-                assert await subject.one.retarget(claim, chosen(B)) == replace(claim, region=B)
+                assert await subject.one.retarget(claim, chosen(B)) == claim._replace(region=B)
             case "renew":
-                assert await subject.one.renew(claim, until) == replace(claim, lease_end=until)
+                assert await subject.one.renew(claim, until) == claim._replace(lease_end=until)
             case _:
                 await subject.one.release(claim)
 
@@ -474,7 +474,7 @@ async def test_more_than_a_batch_at_once_each_gets_its_own_answer(subject: Subje
     claims = await asyncio.gather(*map(subject.one.claim, wanted))
     assert [claim.token for claim in claims if isinstance(claim, Claimed)] == [one.token for one in wanted]
     stranger = Claimed(wanted[7].message.request_id, "another's", A, 0.0)
-    mixed = [replace(stranger) if i == 7 else claim for i, claim in enumerate(claims) if isinstance(claim, Claimed)]
+    mixed = [stranger._replace() if i == 7 else claim for i, claim in enumerate(claims) if isinstance(claim, Claimed)]
     ends = await asyncio.gather(*(subject.one.confirm(claim, "id") for claim in mixed), return_exceptions=True)
     assert [i for i, end in enumerate(ends) if end is not None] == [7]
     assert isinstance(ends[7], LeaseLostError)

@@ -93,14 +93,14 @@ class FakeLedger:
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         def work() -> Claimed:
             self._put("retarget", replace(self._undecided(claim), region=choice.region))
-            return replace(claim, region=choice.region)
+            return claim._replace(region=choice.region)
 
         return await self.faults.call("retarget", work)
 
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
         def work() -> Claimed:
             self._put("renew", replace(self._undecided(claim), lease_end=lease_end))
-            return replace(claim, lease_end=lease_end)
+            return claim._replace(lease_end=lease_end)
 
         return await self.faults.call("renew", work)
 

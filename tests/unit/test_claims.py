@@ -32,7 +32,7 @@ REJECTED = replace(LIVE, state=State.REJECTED, lease_end="0", region=None)
 
 
 def request(*, generation: int = 0, work: str = "work") -> ClaimRequest:
-    return replace(REQUEST, message=replace(REQUEST.message, generation=generation, work=work))
+    return REQUEST._replace(message=REQUEST.message._replace(generation=generation, work=work))
 
 
 def lapsed(old: Record, region: Region | None, generation: int = 0) -> Lapsed:
