@@ -49,11 +49,9 @@ class RegionRules:
 class _Run:
     """Messages that follow one another to one Region: a batch for its lane. `split`: the shares when it began."""
 
-    region: Region
+    choice: Choice
     priority: Priority
     split: Mapping[Region, float]
-    policy: Policy
-    wait_s: float
     upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
     looked_at: float
     length: int  # messages, at most
@@ -407,14 +405,13 @@ class Board:
             if self._shadow:
                 shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
             view, place = views[region], self._places[region]
+            choice = Choice(region, policy, view.wait_s, shadow)
             if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
                 upto = place.own.total + place.booked + room[region]
                 length = min(BATCH, max(place.booked, self._booked // len(self._places)))
-                self._run = _Run(
-                    region, priority, split, policy, view.wait_s, upto, self._now(), length, flight.visible_until
-                )
+                self._run = _Run(choice, priority, split, upto, self._now(), length, flight.visible_until)
             self._move(flight, region)
-            return Choice(region, policy, view.wait_s, shadow)
+            return choice
         return None
 
     def _follow_run(
@@ -424,7 +421,8 @@ class Board:
         run = self._run
         if run is None:
             return None
-        region, place = run.region, self._places[run.region]
+        region = run.choice.region
+        place = self._places[region]
         fits = run.priority is priority and region in serving and region not in without
         fits = fits and run.receive == flight.visible_until
         room = place.own.total + place.booked < run.upto and place.breaker.state is BreakerState.CLOSED
@@ -432,7 +430,7 @@ class Board:
         if fits and room and young and run.count < run.length:
             run.count += 1
             self._move(flight, region)
-            return Choice(region, run.policy, run.wait_s)
+            return run.choice
         self._end_run()
         return None
 
@@ -443,7 +441,7 @@ class Board:
         self._run = None
         more = run.count - 1
         for region, share in run.split.items() if more else ():
-            paid = more if region == run.region else 0
+            paid = more if region == run.choice.region else 0
             self._credit[region] = min(max(self._credit[region] + more * share - paid, -BATCH), BATCH)
 
     def allot(self, count: int) -> dict[Region, int]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import count
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -85,8 +85,7 @@ class Queue(Protocol):
     async def send(self, out: Outgoing) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """A Region accepted the message."""
 
     claim: Claimed
@@ -496,21 +495,21 @@ class Pipeline:
 
 def attributes_of(
     message: Message, region: Region, source_message_id: str, now: float, attempt: int
-) -> list[tuple[str, Attribute]]:
+) -> dict[str, Attribute]:
     """Return our own attributes (contract §1), the most useful first; `now` in epoch seconds."""
-    return [
-        ("dispatcher.request_id", Attribute("String", message.request_id)),
-        ("dispatcher.region", Attribute("String", region)),
-        ("dispatcher.source_message_id", Attribute("String", source_message_id)),
-        ("dispatcher.dispatched_at", Attribute("String", _rfc_3339(now))),
-        ("dispatcher.attempt", Attribute("Number", str(attempt))),
-    ]
+    return {
+        "dispatcher.request_id": Attribute("String", message.request_id),
+        "dispatcher.region": Attribute("String", region),
+        "dispatcher.source_message_id": Attribute("String", source_message_id),
+        "dispatcher.dispatched_at": Attribute("String", _rfc_3339(now)),
+        "dispatcher.attempt": Attribute("Number", str(attempt)),
+    }
 
 
 def outgoing(
     message: Message,
     delivery: Delivery,
-    ours: list[tuple[str, Attribute]],
+    ours: dict[str, Attribute],
     departs: Callable[[], None],
     *,
     fair: bool,

@@ -178,7 +178,7 @@ def messages() -> str:
         "",
         "| attribute | type | |",
         "| --- | --- | --- |",
-        *(f"| `{name}` | {attribute.data_type} | {meanings[name]} |" for name, attribute in ours),
+        *(f"| `{name}` | {attribute.data_type} | {meanings[name]} |" for name, attribute in ours.items()),
         f'| `{GENERATION}` | Number | the one that a sender may set: higher than before means "once more, on purpose" |',
         "",
         "What is rejected goes to the dead-letter queue, body untouched, with the reason in `dispatcher.rejected_because`.",

@@ -145,7 +145,7 @@ class Ledger:
             await self._write(
                 "put_item",
                 # a twin of a lower generation that finishes a claim leaves nothing of the higher one to do
-                Item=self._item(request) | {"generation": {"N": str(old.generation)}},
+                Item=self._item(request, self._clock.now()) | {"generation": {"N": str(old.generation)}},
                 ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
                 ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
                 ExpressionAttributeValues={
@@ -283,7 +283,8 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        items = [self._item(request) for request in requests]
+        now = self._clock.now()
+        items = [self._item(request, now) for request in requests]
         text = _inserting(self._table, *items[0])
         return await self._statements([{"Statement": text, "Parameters": [*item.values()]} for item in items])
 
@@ -291,7 +292,9 @@ class Ledger:
         async def one(request: ClaimRequest) -> Exception | None:
             try:
                 await self._write(
-                    "put_item", Item=self._item(request), ConditionExpression="attribute_not_exists(request_id)"
+                    "put_item",
+                    Item=self._item(request, self._clock.now()),
+                    ConditionExpression="attribute_not_exists(request_id)",
                 )
             except (_ConditionError, AwsError) as refusal:
                 return refusal
@@ -326,16 +329,16 @@ class Ledger:
         found = {_text(item, "request_id", "S"): item for item in items if item}
         return [found.get(request_id) for request_id in request_ids]
 
-    def _item(self, request: ClaimRequest) -> dict[str, dict[str, str]]:
-        now = self._clock.now()
+    def _item(self, request: ClaimRequest, now: float) -> dict[str, dict[str, str]]:
+        message = request.message
         return {
-            "request_id": {"S": request.message.request_id},
+            "request_id": {"S": message.request_id},
             "state": {"S": State.CLAIMED},
             "owner": {"S": request.token},
             "lease_end": {"N": _number(request.lease_end)},
             **_chosen(request.choice),
-            "work": {"S": request.message.work},
-            "generation": {"N": str(request.message.generation)},
+            "work": {"S": message.work},
+            "generation": {"N": str(message.generation)},
             "source_message_id": {"S": request.source_message_id},
             "claimed_at": {"N": _number(now)},
             "expires_at": {"N": str(int(now + self._retention_s))},

@@ -9,7 +9,7 @@ from dispatcher.aws.queues import ENTRIES_MAX
 from dispatcher.errors import AwsError, Cause, HeldOffError, LeaseTooShortError, RefusedError
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane
-from dispatcher.model import Attribute, Outgoing
+from dispatcher.model import Outgoing
 from dispatcher.policy.envelope import BYTES_MAX, OURS, OURS_BYTES_MAX, OURS_FIRST, size_of
 
 SEND_LINGER_S = 0.02
@@ -121,14 +121,12 @@ def _size_of(out: Outgoing) -> int:
 def _entry(index: int, out: Outgoing) -> dict[str, Any]:
     entry: dict[str, Any] = {"Id": str(index), "MessageBody": out.body}
     if out.attributes:
-        entry["MessageAttributes"] = {name: _attribute(value) for name, value in out.attributes.items()}
+        entry["MessageAttributes"] = {
+            name: {"DataType": kind, "BinaryValue" if isinstance(value, bytes) else "StringValue": value}
+            for name, (kind, value) in out.attributes.items()
+        }
     if out.group:
         entry["MessageGroupId"] = out.group
     if out.trace_header:
         entry["MessageSystemAttributes"] = {"AWSTraceHeader": {"DataType": "String", "StringValue": out.trace_header}}
     return entry
-
-
-def _attribute(attribute: Attribute) -> dict[str, Any]:
-    field = "BinaryValue" if isinstance(attribute.value, bytes) else "StringValue"
-    return {"DataType": attribute.data_type, field: attribute.value}

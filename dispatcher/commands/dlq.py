@@ -239,7 +239,7 @@ class Redrive:
             dispatched, same_work = item.get("state") == State.DISPATCHED, item.get("work") == message.work
             if self.again and (dispatched or not same_work):
                 kept.pop(GENERATION, None)
-                kept = forwarded(delivery.body, kept, [(GENERATION, Attribute("Number", str(generation + 1)))])
+                kept = forwarded(delivery.body, kept, {GENERATION: Attribute("Number", str(generation + 1))})
                 if GENERATION not in kept:
                     return Fate.NO_ROOM
             elif not same_work:

@@ -26,6 +26,7 @@ class LaneClosedError(Exception):
 class _Entry[ItemT, ResultT]:
     item: ItemT
     size: int
+    key: Hashable
     departs_by: float  # loop time
     answer: asyncio.Future[ResultT]
     context: Context
@@ -53,13 +54,14 @@ class Lane[ItemT, ResultT]:
         size_of: Callable[[ItemT], int] = lambda _: 0,
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
+        """`key_of`: items with the same key never fly together; without it there are no such."""
         self._flush = flush
         self._limits = limits
         self._linger_s = linger_s
         self._flushes_max = flushes_max
         self._eager = eager
         self._size_of = size_of
-        self._key_of = key_of
+        self._key_of = key_of or (lambda _: object())
         self._waiting: list[_Entry[ItemT, ResultT]] = []
         self._waiting_size = 0
         self._flying = 0
@@ -101,9 +103,15 @@ class Lane[ItemT, ResultT]:
         if not self._open:
             raise LaneClosedError("the lane is closed")
         loop = self._loop
-        due = loop.time() + self._linger_s
         # not subscripted: `_Entry[…]` at run time costs as much as all the rest of this
-        entry: _Entry[ItemT, ResultT] = _Entry(item, self._size_of(item), due, loop.create_future(), copy_context())
+        entry: _Entry[ItemT, ResultT] = _Entry(
+            item,
+            self._size_of(item),
+            self._key_of(item),
+            loop.time() + self._linger_s,
+            loop.create_future(),
+            copy_context(),
+        )
         self._waiting.append(entry)
         self._waiting_size += entry.size
         if self._timer is None and self._eager and not self._flying:
@@ -146,13 +154,8 @@ class Lane[ItemT, ResultT]:
                 if self._timer is None:  # one that is set rings no later, and looks again
                     self._timer = loop.call_at(due, self._on_time)
                 return
-            batch, self._waiting = pack(
-                self._waiting,
-                self._limits,
-                size_of=lambda entry: entry.size,
-                key_of=self._key_of_entry if self._key_of else None,
-            )
-            self._waiting_size -= sum(entry.size for entry in batch)
+            batch, self._waiting = pack(self._waiting, self._limits)
+            self._waiting_size -= sum([entry.size for entry in batch])
             self._flying += 1
             flight = loop.create_task(self._fly(batch))
             self._flights[flight] = batch
@@ -161,14 +164,11 @@ class Lane[ItemT, ResultT]:
             self._timer.cancel()
             self._timer = None
 
-    def _key_of_entry(self, entry: _Entry[ItemT, ResultT]) -> Hashable:
-        return self._key_of(entry.item) if self._key_of else entry
-
     async def _fly(self, batch: list[_Entry[ItemT, ResultT]]) -> None:
         batch = [entry for entry in batch if not entry.answer.done()]  # whose caller has gone is withdrawn till now
         if not batch:
             return
-        mates.set(tuple(entry.context for entry in batch))
+        mates.set(tuple([entry.context for entry in batch]))
         results: Sequence[ResultT | Exception]
         try:
             results = await self._flush([entry.item for entry in batch])

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from dispatcher.model import Attribute, bytes_of
 from dispatcher.policy.decode import GENERATION
@@ -36,14 +36,14 @@ def group(tenant: str) -> str:
 
 
 def forwarded(
-    body: str, client: Mapping[str, Attribute], ours: Sequence[tuple[str, Attribute]], *, bytes_max: int = BYTES_MAX
+    body: str, client: Mapping[str, Attribute], ours: dict[str, Attribute], *, bytes_max: int = BYTES_MAX
 ) -> dict[str, Attribute]:
     """Return the client's attributes, then each of ours that still fits, in their order."""
     if not client and 4 * len(body) + OURS_BYTES_MAX <= bytes_max:
-        return dict(ours)
+        return ours
     kept = _of_the_client(client)
     size = size_of(body, kept)
-    for name, attribute in ours:
+    for name, attribute in ours.items():
         more = _weight(name, attribute)
         if len(kept) < ATTRIBUTES_MAX and size + more <= bytes_max:
             kept[name] = attribute

@@ -8,13 +8,13 @@ from dispatcher.model import Attribute
 from dispatcher.policy.decode import GENERATION
 from dispatcher.policy.envelope import ATTRIBUTES_MAX, BYTES_MAX, PREFIX, REASON, forwarded, rejected, size_of
 
-OURS = [
-    ("dispatcher.request_id", Attribute("String", "req-1")),
-    ("dispatcher.region", Attribute("String", "eu-west-1")),
-    ("dispatcher.source_message_id", Attribute("String", "m-1")),
-    ("dispatcher.dispatched_at", Attribute("String", "2025-12-02T10:23:00.000Z")),
-    ("dispatcher.attempt", Attribute("Number", "1")),
-]
+OURS = {
+    "dispatcher.request_id": Attribute("String", "req-1"),
+    "dispatcher.region": Attribute("String", "eu-west-1"),
+    "dispatcher.source_message_id": Attribute("String", "m-1"),
+    "dispatcher.dispatched_at": Attribute("String", "2025-12-02T10:23:00.000Z"),
+    "dispatcher.attempt": Attribute("Number", "1"),
+}
 
 
 def text(value: str = "v") -> Attribute:
@@ -36,27 +36,27 @@ def test_size_counts_names_types_and_values_in_bytes() -> None:
 
 def test_the_client_s_attributes_travel_on_with_ours_beside_them() -> None:
     client = {"a": text(), "b": Attribute("Binary.png", b"\x00"), "c": Attribute("Number", "1")}
-    assert forwarded("{}", client, OURS) == client | dict(OURS)
+    assert forwarded("{}", client, OURS) == client | OURS
 
 
 def test_what_a_client_puts_under_our_prefix_is_replaced() -> None:
     client = {"dispatcher.region": text("forged"), "dispatcher.other": text(), REASON: text()}
-    assert forwarded("{}", client, OURS) == dict(OURS)
+    assert forwarded("{}", client, OURS) == OURS
 
 
 def test_a_name_that_only_looks_like_ours_is_the_client_s() -> None:
     client = {"dispatcher": text(), "dispatcherx": text(), "Dispatcher.region": text()}
-    assert forwarded("{}", client, []) == client
+    assert forwarded("{}", client, {}) == client
 
 
 def test_the_generation_is_the_sender_s_to_set() -> None:
     client = {GENERATION: Attribute("Number", "2")}
-    assert forwarded("{}", client, OURS) == client | dict(OURS)
+    assert forwarded("{}", client, OURS) == client | OURS
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(5, 5), (6, 4), (9, 1), (10, 0)])
 def test_of_ten_attributes_ours_take_what_the_client_leaves(theirs: int, ours: int) -> None:
-    assert forwarded("{}", clients(theirs), OURS) == clients(theirs) | dict(OURS[:ours])
+    assert forwarded("{}", clients(theirs), OURS) == clients(theirs) | dict(list(OURS.items())[:ours])
 
 
 def test_one_that_stays_behind_for_the_prefix_makes_room() -> None:
@@ -64,10 +64,10 @@ def test_one_that_stays_behind_for_the_prefix_makes_room() -> None:
 
 
 def test_ours_fill_the_last_byte_and_not_one_more() -> None:
-    name, attribute = OURS[0]
+    name, attribute = next(iter(OURS.items()))
     size = size_of("", {name: attribute})
-    assert forwarded("x" * (BYTES_MAX - size), {}, [(name, attribute)])
-    assert not forwarded("x" * (BYTES_MAX - size + 1), {}, [(name, attribute)])
+    assert forwarded("x" * (BYTES_MAX - size), {}, {name: attribute})
+    assert not forwarded("x" * (BYTES_MAX - size + 1), {}, {name: attribute})
 
 
 def test_a_reason_goes_beside_the_client_s_attributes() -> None:
@@ -112,17 +112,17 @@ def outside(attributes: dict[str, Attribute]) -> dict[str, Attribute]:
     return {name: value for name, value in attributes.items() if not name.startswith(PREFIX)}
 
 
-@given(st.text("xé"), CLIENTS, st.lists(st.sampled_from(OURS), unique=True), BYTES)
+@given(st.text("xé"), CLIENTS, st.lists(st.sampled_from(list(OURS.items())), unique=True).map(dict), BYTES)
 def test_forwarding_never_loses_a_client_s_attribute_nor_breaks_a_limit_for_ours(
-    body: str, client: dict[str, Attribute], ours: list[tuple[str, Attribute]], bytes_max: int
+    body: str, client: dict[str, Attribute], ours: dict[str, Attribute], bytes_max: int
 ) -> None:
     sent = forwarded(body, client, ours, bytes_max=bytes_max)
     assert outside(sent) == outside(client)
     assert sent.get(GENERATION) == client.get(GENERATION)
     assert len(sent) <= ATTRIBUTES_MAX
-    added = sent.keys() & dict(ours).keys()
+    added = sent.keys() & ours.keys()
     assert not added or size_of(body, sent) <= bytes_max
-    assert all(sent[name] == dict(ours)[name] for name in added)
+    assert all(sent[name] == ours[name] for name in added)
     assert sent.keys() <= client.keys() | added
 
 

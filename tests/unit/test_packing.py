@@ -1,3 +1,4 @@
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,7 @@ from dispatcher.lanes.batch import BatchLimits, pack
 class Item:
     name: int
     size: int = 0
-    key: str = ""
+    key: Hashable = ""
 
 
 def items(*sizes: int) -> list[Item]:
@@ -19,8 +20,9 @@ def items(*sizes: int) -> list[Item]:
 
 
 def packed(waiting: list[Item], limits: BatchLimits, *, by_key: bool = False) -> tuple[list[int], list[int]]:
-    key_of = (lambda item: item.key) if by_key else None
-    departing, staying = pack(waiting, limits, size_of=lambda item: item.size, key_of=key_of)
+    if not by_key:
+        waiting = [Item(item.name, item.size, key=n) for n, item in enumerate(waiting)]
+    departing, staying = pack(waiting, limits)
     return [item.name for item in departing], [item.name for item in staying]
 
 
