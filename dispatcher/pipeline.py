@@ -402,7 +402,7 @@ class Pipeline:
         if flight.step is Step.ACCEPTED and flight.claim is not None:
             # its confirmation is late: a twin must not take it for dead meanwhile. Visibility first, then lease
             try:
-                flight.claim = await self.ledger.renew(flight.claim, self._lease_end(flight))
+                flight.claim = await self.ledger.renew(flight.claim, self.clock.now() + self._lease_left(flight))
             except LeaseLostError:
                 pass  # the confirmation will hear of it, or was written meanwhile
             except AwsError as fault:
@@ -441,17 +441,17 @@ class Pipeline:
     async def _next_lease_end(self, flight: Flight) -> float:
         """Return the end (epoch seconds) of a lease that starts now: always before the visibility's end."""
         shortest = self.terms.send_timeout_s * 2
-        if flight.visible_until - _now() - self.terms.margin_s < shortest:
+        if self._lease_left(flight) < shortest:
             try:
                 await self._until_answered(flight, Stage.EXTEND, self.extend, flight)
             except RefusedError as fault:
                 raise LeaseLostError("SQS no longer lets us keep the delivery") from fault
             _still_ours(flight)
-        return self._lease_end(flight)
+        return self.clock.now() + self._lease_left(flight)
 
-    def _lease_end(self, flight: Flight) -> float:
-        left = flight.visible_until - _now() - self.terms.margin_s
-        return self.clock.now() + min(self.terms.lease_s, left)
+    def _lease_left(self, flight: Flight) -> float:
+        """Return for how long (seconds) a lease may last that starts now."""
+        return min(self.terms.lease_s, flight.visible_until - _now() - self.terms.margin_s)
 
     def _outgoing(self, flight: Flight, message: Message, claim: Claimed) -> Outgoing:
         def departs() -> None:
@@ -463,8 +463,8 @@ class Pipeline:
         ours = attributes_of(message, claim.region, delivery.message_id, self.clock.now(), delivery.receives)
         return outgoing(message, delivery, ours, departs, fair=self.fair)
 
-    async def _until_answered[**P, T](
-        self, flight: Flight, stage: Stage, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    async def _until_answered[*Ts, T](
+        self, flight: Flight, stage: Stage, call: Callable[[*Ts], Awaitable[T]], *args: *Ts
     ) -> T:
         """Return the call's answer: AWS's faults pass, and the delivery stays ours by extension meanwhile.
 
@@ -474,7 +474,7 @@ class Pipeline:
         try:
             for attempt in count():
                 try:
-                    return await call(*args, **kwargs)
+                    return await call(*args)
                 except AwsError as fault:
                     self.metrics.error(stage, fault.cause)
                     log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))

@@ -58,9 +58,11 @@ class Signer:
         self._scope = f"{region}/{service}/aws4_request"
         self._key_parts = region, service
         self._path = quote(normalize_url_path(path), safe="/~")
-        self._fixed = {"content-type": _JSON, "host": host, **{name.lower(): value for name, value in more.items()}}
+        self._sent = {"content-type": _JSON, **{name.lower(): value for name, value in more.items()}}
+        self._fixed = {**self._sent, "host": host}  # which HTTP adds by itself
         self._key_of: tuple[str, str] = "", ""  # the secret and the day that the key below was made from
         self._key = b""
+        self._forms = {with_token: self._form(with_token) for with_token in (False, True)}
 
     def headers(
         self, target: str, body: bytes, at: float, access: str, secret: str, token: str | None
@@ -68,23 +70,33 @@ class Signer:
         """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself."""
         moment = _moment(int(at))
         day = moment[:8]
-        signed = {**self._fixed, "x-amz-date": moment, "x-amz-target": target}
-        if token:
-            signed["x-amz-security-token"] = token
-        names = sorted(signed)
-        listed = ";".join(names)
-        lines = "".join(f"{name}:{signed[name]}\n" for name in names)
-        request = f"POST\n{self._path}\n\n{lines}\n{listed}\n{hashlib.sha256(body).hexdigest()}"
+        listed, form = self._forms[bool(token)]
+        request = form.format(date=moment, target=target, token=token, body=hashlib.sha256(body).hexdigest())
         scope = f"{day}/{self._scope}"
         digest = hashlib.sha256(request.encode()).hexdigest()
         if self._key_of != (secret, day):
             self._key_of, self._key = (secret, day), self._derived(secret, day)
         signature = hmac.digest(self._key, f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}".encode(), "sha256").hex()
-        del signed["host"]  # HTTP's own
-        signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={access}/{scope}, SignedHeaders={listed}, Signature={signature}"
-        )
+        credential = f"AWS4-HMAC-SHA256 Credential={access}/{scope}"
+        signed = {
+            **self._sent,
+            "x-amz-date": moment,
+            "x-amz-target": target,
+            "authorization": f"{credential}, SignedHeaders={listed}, Signature={signature}",
+        }
+        if token:
+            signed["x-amz-security-token"] = token
         return signed
+
+    def _form(self, with_token: bool) -> tuple[str, str]:
+        """Return the names of the signed headers, and the canonical request with places for what changes."""
+        lines = {name: _literal(value) for name, value in self._fixed.items()}
+        lines |= {"x-amz-date": "{date}", "x-amz-target": "{target}"}
+        if with_token:
+            lines["x-amz-security-token"] = "{token}"
+        listed = ";".join(sorted(lines))
+        headers = "".join(f"{name}:{lines[name]}\n" for name in sorted(lines))
+        return listed, f"POST\n{_literal(self._path)}\n\n{headers}\n{listed}\n{{body}}"
 
     def _derived(self, secret: str, day: str) -> bytes:
         key = f"AWS4{secret}".encode()
@@ -192,6 +204,10 @@ class LeanClient:
         parser = create_parser(self._model.resolved_protocol)
         read = parser.parse({"status_code": response.status, "headers": headers, "body": said}, model.output_shape)
         return ClientError(read, operation)
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @lru_cache(maxsize=4)

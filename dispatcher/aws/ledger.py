@@ -51,6 +51,8 @@ _REFUSED_CODES = {
     "DuplicateItemException",
 }
 _MOVE_NAMES = {"#mover": "mover", "#to": "moving_to", "#until": "moving_until"}
+Item = dict[str, dict[str, str]]
+"""Attributes by name, as DynamoDB spells them: `{"state": {"S": "claimed"}}`."""
 PROBE_KEY = "\x00probe"  # no request has it: ids are printable
 
 
@@ -145,7 +147,7 @@ class Ledger:
             await self._write(
                 "put_item",
                 # a twin of a lower generation that finishes a claim leaves nothing of the higher one to do
-                Item=self._item(request, self._clock.now()) | {"generation": {"N": str(old.generation)}},
+                Item=self._item(request, self._stamps("claimed_at")) | {"generation": {"N": str(old.generation)}},
                 ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
                 ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
                 ExpressionAttributeValues={
@@ -283,8 +285,8 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        now = self._clock.now()
-        items = [self._item(request, now) for request in requests]
+        stamps = self._stamps("claimed_at")
+        items = [self._item(request, stamps) for request in requests]
         text = _inserting(self._table, *items[0])
         return await self._statements([{"Statement": text, "Parameters": [*item.values()]} for item in items])
 
@@ -293,7 +295,7 @@ class Ledger:
             try:
                 await self._write(
                     "put_item",
-                    Item=self._item(request, self._clock.now()),
+                    Item=self._item(request, self._stamps("claimed_at")),
                     ConditionExpression="attribute_not_exists(request_id)",
                 )
             except (_ConditionError, AwsError) as refusal:
@@ -329,7 +331,12 @@ class Ledger:
         found = {_text(item, "request_id", "S"): item for item in items if item}
         return [found.get(request_id) for request_id in request_ids]
 
-    def _item(self, request: ClaimRequest, now: float) -> dict[str, dict[str, str]]:
+    def _stamps(self, written: str) -> Item:
+        """When it is written, and how long it is remembered: the same for a whole batch."""
+        now = self._clock.now()
+        return {written: {"N": _number(now)}, "expires_at": {"N": str(int(now + self._retention_s))}}
+
+    def _item(self, request: ClaimRequest, stamps: Item) -> Item:
         message = request.message
         return {
             "request_id": {"S": message.request_id},
@@ -340,35 +347,28 @@ class Ledger:
             "work": {"S": message.work},
             "generation": {"N": str(message.generation)},
             "source_message_id": {"S": request.source_message_id},
-            "claimed_at": {"N": _number(now)},
-            "expires_at": {"N": str(int(now + self._retention_s))},
+            **stamps,
         }
 
     # --- confirmations -----------------------------------------------------------------------------------------
 
-    def _confirmation(self, sqs_message_id: str) -> dict[str, dict[str, str]]:
-        now = self._clock.now()
-        return {
-            "state": {"S": State.DISPATCHED},
-            "lease_end": {"N": "0"},
-            "sqs_message_id": {"S": sqs_message_id or "-"},
-            "dispatched_at": {"N": _number(now)},
-            "expires_at": {"N": str(int(now + self._retention_s))},
-        }
+    def _confirmations(self, sqs_message_ids: Sequence[str]) -> list[Item]:
+        same: Item = {"state": {"S": State.DISPATCHED}, "lease_end": {"N": "0"}, **self._stamps("dispatched_at")}
+        return [{**same, "sqs_message_id": {"S": sqs_message_id or "-"}} for sqs_message_id in sqs_message_ids]
 
     async def _confirm_batch(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
-        statements, text = [], ""
-        for claim, sqs_message_id in confirmations:
-            changes = self._confirmation(sqs_message_id)
-            text = text or _updating(self._table, *changes)
-            parameters = [*changes.values(), {"S": claim.request_id}, {"S": claim.token}]
-            statements.append({"Statement": text, "Parameters": parameters})
+        changes = self._confirmations([sqs_message_id for _, sqs_message_id in confirmations])
+        text = _updating(self._table, *changes[0])
+        statements = [
+            {"Statement": text, "Parameters": [*change.values(), {"S": claim.request_id}, {"S": claim.token}]}
+            for (claim, _), change in zip(confirmations, changes, strict=True)
+        ]
         outcomes = await self._statements(statements)
         return [LeaseLostError("confirm") if isinstance(o, _ConditionError) else o for o in outcomes]
 
     async def _confirm_each(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
         async def one(claim: Claimed, sqs_message_id: str) -> Exception | None:
-            changes = self._confirmation(sqs_message_id)
+            (changes,) = self._confirmations([sqs_message_id])
             sets = ", ".join(f"#{name} = :{name}" for name in changes)
             try:
                 await self._write(
@@ -481,7 +481,7 @@ def _claimed(request: ClaimRequest) -> Claimed:
     return Claimed(request.message.request_id, request.token, request.region, request.lease_end)
 
 
-def _chosen(choice: Choice) -> dict[str, dict[str, str]]:
+def _chosen(choice: Choice) -> Item:
     """The Region, and why it was chosen."""
     return {
         "region": {"S": choice.region},
