@@ -107,9 +107,10 @@ class Intake:
     def _take(self, delivery: Delivery, asked_at: float, carriers: set[asyncio.Task[None]]) -> None:
         # SQS counts from when it handed the message out, which may be any moment since the poll was opened
         visible_until = asked_at + self.pipeline.terms.visibility_s
-        flight = Flight(delivery, received_at=asyncio.get_running_loop().time(), visible_until=visible_until)
+        loop = asyncio.get_running_loop()
+        flight = Flight(delivery, received_at=loop.time(), visible_until=visible_until)
         self.in_flight.add(flight)
-        carrier = asyncio.create_task(self._carry(flight), name=f"carry:{delivery.message_id}")
+        carrier = loop.create_task(self._carry(flight))
         carriers.add(carrier)
         carrier.add_done_callback(carriers.discard)
 
