@@ -87,7 +87,7 @@ lock: .uv/.ready  ## Rewrite the hash-pinned requirement files
 duel: setup  ## Projected wait against the original, on an emulator, side by side
 	@$(BIN)/python -m benchmarks.duel $(ARGS)
 
-bench: setup bench-peers  ## What moving a message costs, beside what people use today (a quarter of an hour): benchmarks/RESULTS.md
+bench: setup bench-peers  ## What moving a message costs, beside what people use today (25 minutes): benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.bench all $(ARGS)
 
 bench-quick: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## The same against two peers, in two minutes
@@ -95,6 +95,9 @@ bench-quick: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ##
 
 bench-check: setup $(foreach peer,$(QUICK_PEERS),.venv-bench/$(peer)/.ready)  ## Have the stored ratios been lost?
 	@$(BIN)/python -m benchmarks.bench check
+
+bench-flame: setup  ## Where the daemon's processor time goes: benchmarks/flame-*.svg
+	@$(BIN)/python -m benchmarks.bench flame
 
 bench-peers: $(foreach peer,$(QUICK_PEERS) $(SLOW_PEERS),.venv-bench/$(peer)/.ready)
 	@if command -v npm >/dev/null; then (cd benchmarks/peers && npm install --silent --no-package-lock); fi
@@ -162,4 +165,4 @@ clean:  ## Remove the environments and caches
 	@$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-deploy
 	@VIRTUAL_ENV=.venv-deploy $(UV) pip install --quiet --require-hashes -r requirements/deploy.txt && touch $@
 
-.PHONY: help setup demo test lint types layers check page docs dist changelog check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel bench bench-quick bench-check bench-peers chaos soak conformance mutants audit sbom clean
+.PHONY: help setup demo test lint types layers check page docs dist changelog check-deploy image compose e2e-prometheus e2e-terraform fmt lock duel bench bench-quick bench-check bench-flame bench-peers chaos soak conformance mutants audit sbom clean

@@ -102,6 +102,10 @@ class Fake:
         said: dict[str, Any] = json.load(urlopen(Request(f"{self.url}/bench", json.dumps(what).encode()), timeout=60))
         return said
 
+    def fill(self, load: "Load") -> None:
+        """Begin anew: empty everything, and put the load on the master queue."""
+        self.tell(reset=True, count=load.count, per_second=load.per_second, size=load.size, twice=load.twice)
+
     def result(self) -> dict[str, Any]:
         said: dict[str, Any] = json.load(urlopen(f"{self.url}/bench", timeout=60))
         return said
@@ -167,7 +171,7 @@ def measure(contender: Contender, load: Load, *, regions: int = 3, latency_ms: s
         time.sleep(SETTLE_S)
         idle_mb = memory_mb(process.pid, "VmRSS")
         before, started = cpu_s(process.pid), time.monotonic()
-        fake.tell(reset=True, count=load.count, per_second=load.per_second, size=load.size, twice=load.twice)
+        fake.fill(load)
         if load.per_second:
             time.sleep(load.count / load.per_second)
         while fake.tell()["left"]:
