@@ -548,8 +548,9 @@ class Board:
         return min(1.0, place.drain.observed / place.projection.drain_rate)
 
     def _capacity(self, region: Region, place: _Place, now: float) -> float:
+        own = place.capacity.now(now)
         reported = self._fleet.lost(region) if self._fleet else []
-        return together([place.capacity.now(now), *(remaining(left, now - at) for left, at in reported)])
+        return together([own, *(remaining(left, now - at) for left, at in reported)]) if reported else own
 
     def views(self) -> dict[Region, RegionView]:
         return {region: self.view(region) for region in self._places}

@@ -242,6 +242,10 @@ class Clients:
                 keepalive_timeout=KEPT_ALIVE_S,
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
+            headers={
+                "user-agent": f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
+                "accept-encoding": "identity",
+            },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -251,7 +255,6 @@ class Clients:
             http,
             await self._core.get_credentials(),
             self.clock,
-            user_agent=f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
             attempts=attempts,
             random=Random(),
         )

@@ -120,7 +120,6 @@ class LeanClient:
         credentials: Any,
         clock: Clock,
         *,
-        user_agent: str,
         attempts: int,
         random: Random,
     ) -> None:
@@ -134,7 +133,6 @@ class LeanClient:
         self._quota = RetryQuota()
         self._url: URL | None = None  # once the first call has found it out
         self._model = sdk.meta.service_model
-        self._own = {"user-agent": user_agent, "accept-encoding": "identity"}
         for name, operation in OPERATIONS.items():
             if operation in self._model.operation_names:
                 setattr(self, name, partial(self._call, operation))
@@ -184,7 +182,6 @@ class LeanClient:
             credentials.secret_key,
             credentials.token,
         )
-        headers |= self._own
         posted = self._http.post(url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False)
         async with posted as response:
             said = await response.read()
