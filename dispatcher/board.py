@@ -124,7 +124,7 @@ class Board:
         self._reported_at = now()
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
         self._shadow_credit = dict(self._credit)
-        self.booked = 0  # messages on their way to any Region
+        self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]
@@ -408,7 +408,7 @@ class Board:
             choice = Choice(region, policy, view.wait_s, shadow)
             if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
                 upto = place.own.total + place.booked + room[region]
-                length = min(BATCH, max(place.booked, self.booked // len(self._places)))
+                length = min(BATCH, max(place.booked, self._booked // len(self._places)))
                 self._run = _Run(choice, priority, split, upto, self._now(), length, flight.visible_until)
             self._move(flight, region)
             return choice
@@ -492,15 +492,15 @@ class Board:
         """Give the flight's place up, if it has one."""
         if flight.region is not None:
             self._places[flight.region].booked -= 1
-            self.booked -= 1
-            flight.region = None
+            self._booked -= 1
+            flight.place(None)
             self.notify()
 
     def _move(self, flight: Flight, region: Region) -> None:
         self.unbook(flight)
         self._places[region].booked += 1
-        self.booked += 1
-        flight.region = region
+        self._booked += 1
+        flight.place(region)
 
     # --- looking ------------------------------------------------------------------------------------------------
 

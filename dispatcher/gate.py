@@ -34,6 +34,6 @@ class Gate:
         room = self.board.room()
         if self._holding(room) is not None:
             return 0
-        if room >= free + self.in_flight.asked + len(self.in_flight) - self.board.booked:
-            return free  # at a glance: what has a place does not look for one
+        if room >= free + self.in_flight.asked + len(self.in_flight) - self.in_flight.placed:
+            return free  # seen at a glance: what has a place does not look for one
         return max(0, min(free, room - self.in_flight.unrouted))

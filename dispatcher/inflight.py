@@ -36,6 +36,12 @@ class Flight:
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
     held_by: "InFlight | None" = None
 
+    def place(self, region: Region | None) -> None:
+        """From now on a place is booked for it there, or nowhere."""
+        if self.held_by:
+            self.held_by.placed += (region is not None) - (self.region is not None)
+        self.region = region
+
     def park(self, parked: bool) -> None:
         """From now on it only waits, or does no more."""
         if self.parked != parked:
@@ -58,6 +64,7 @@ class InFlight:
         self._body_bytes = 0
         self._parked = 0
         self._parked_bytes = 0
+        self.placed = 0  # deliveries with a place in a Region
         self.asked = 0  # slots kept for what open polls may bring
 
     def __len__(self) -> int:
@@ -101,10 +108,12 @@ class InFlight:
         flight.held_by = self
         self._flights[flight] = sys.getsizeof(flight.delivery.body)
         self._body_bytes += self._flights[flight]
+        self.placed += flight.region is not None
         if flight.parked:
             self.count_parked(flight)
 
     def remove(self, flight: Flight) -> None:
         flight.park(False)
         flight.held_by = None
+        self.placed -= flight.region is not None
         self._body_bytes -= self._flights.pop(flight)

@@ -3,7 +3,7 @@
 A call of aiobotocore costs about a millisecond of processor time, most of it in what never changes from call to call:
 validation, endpoint rules, events, a user agent. Here is what remains: JSON, a signature, an HTTP request. Credentials
 and endpoints come from the SDK, its parser reads what is no success, and failures are told by `aws/faults.py` as ever.
-docs/decisions/0010-lean-client.md tells why it is trusted; tests/contracts run on both.
+docs/decisions/0009-a-lean-client-is-the-default.md tells why it is trusted; tests/contracts run on both.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from random import Random
+from types import NoneType
 from typing import Any
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ import aiohttp
 import orjson
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import ProxyConfiguration
-from botocore.parsers import create_parser
+from botocore.parsers import ResponseParserError, create_parser
 from botocore.retries.quota import RetryQuota
 from botocore.utils import get_environ_proxies, normalize_url_path
 from yarl import URL
@@ -46,6 +47,7 @@ _ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamodb": ("batch_execute_statement", {"Statements": [{"Statement": "-"}]}),
 }
 """A call whose address the SDK is asked for."""
+_KINDS = {"list": list, "map": dict}  # a list is one of objects, in each of their answers
 _JSON = "application/x-amz-json-1.0"
 _RETRIED = {Cause.THROTTLED, Cause.UNREACHABLE}
 _RETRY_COSTS = 5  # of the SDK's quota, as in its standard mode
@@ -133,9 +135,12 @@ class LeanClient:
         self._quota = RetryQuota()
         self._url: URL | None = None  # once the first call has found it out
         self._model = sdk.meta.service_model
+        self._members: dict[str, dict[str, type]] = {}  # of each answer
         for name, operation in OPERATIONS.items():
             if operation in self._model.operation_names:
                 setattr(self, name, partial(self._call, operation))
+                members = self._model.operation_model(operation).output_shape.members
+                self._members[operation] = {member: _KINDS[shape.type_name] for member, shape in members.items()}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sdk, name)
@@ -163,10 +168,9 @@ class LeanClient:
         self._target = _TARGETS[service]
         # what makes SQS say its old error codes beside the new ones, as it says them to the SDK
         more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
-        port = "" if signed.is_default_port() else f":{signed.port}"
         self._url = signed.with_query(None)
         self._proxy = ProxyConfiguration(get_environ_proxies(str(self._url))).proxy_url_for(str(self._url))
-        self._signer = Signer(service, region, f"{signed.host}{port}", signed.raw_path, more)
+        self._signer = Signer(service, region, signed.host_port_subcomponent or "", signed.raw_path, more)
         return self._url
 
     async def _try(self, operation: str, body: bytes) -> dict[str, Any]:
@@ -185,14 +189,27 @@ class LeanClient:
         posted = self._http.post(url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False)
         async with posted as response:
             said = await response.read()
-            if response.status != 200:
+            if response.status >= 300:
                 raise self._refusal(operation, response, said)
-            answer: dict[str, Any] = orjson.loads(said) if said else {}
+            answer = self._checked(operation, orjson.loads(said) if said else {})
             if operation == "ReceiveMessage":
                 _read_binaries(answer)
             date = response.headers.get("Date")
-            answer["ResponseMetadata"] = {"HTTPStatusCode": 200, "HTTPHeaders": {"date": date} if date else {}}
+            headers = {"date": date} if date else {}
+            answer["ResponseMetadata"] = {"HTTPStatusCode": response.status, "HTTPHeaders": headers}
             return answer
+
+    def _checked(self, operation: str, answer: Any) -> dict[str, Any]:
+        """Raise ResponseParserError for what is JSON, but no answer: then nobody knows what was done."""
+        if not isinstance(answer, dict):
+            raise ResponseParserError(f"{operation}: the answer is no object")
+        for name, kind in self._members[operation].items():
+            value = answer.get(name)
+            if not isinstance(value, (kind, NoneType)) or (
+                isinstance(value, list) and not all(isinstance(one, (dict, NoneType)) for one in value)
+            ):
+                raise ResponseParserError(f"{operation}: {name} is not what it should be")
+        return answer
 
     def _refusal(self, operation: str, response: aiohttp.ClientResponse, said: bytes) -> ClientError:
         """What the SDK's own parser makes of it."""

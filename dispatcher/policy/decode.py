@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from json.encoder import encode_basestring_ascii
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,8 +23,7 @@ REQUEST_ID_MAX = 256
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
-_HOST = r"([^/\s?#@]*@)?([^/\s?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[^/\s?#@]*)?"
-_INPUT_URL = re.compile(rf"s3://{_HOST}/[^?].*|https://{_HOST}([/?#].*)?")  # an object's key may hold spaces
+_INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
 
 
 def is_request_id(text: str) -> bool:
@@ -37,7 +37,7 @@ def _printable(value: str) -> str:
 
 
 def _input_url(value: str) -> str:
-    if not (value.isprintable() and _INPUT_URL.fullmatch(value)):
+    if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).hostname):
         raise ValueError("must be s3://bucket/key or https://...")
     return value
 

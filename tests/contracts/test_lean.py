@@ -263,6 +263,26 @@ async def test_what_the_sdk_tries_again_is_tried_again_as_often(
     assert tries[0] in (1, 3)
 
 
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
+@pytest.mark.parametrize("operation", CALLS)
+async def test_any_success_is_one(far: Far, operation: str, status: int) -> None:
+    """A gateway's 202 must not look like a no: the message would go to another Region too."""
+    empty = status == 204
+    said = {} if empty else ANSWERS[operation]
+    far.answer = lambda: web.Response(
+        status=status, body=b"" if empty else json.dumps(said).encode(), content_type="application/x-amz-json-1.0"
+    )
+    sdk, lean = [await outcome(kind, operation) for kind in BOTH]
+    assert lean[:2] == sdk[:2]
+    assert lean[1] == status
+
+
+@pytest.mark.parametrize("said", [[], 5, "text", {"Successful": {"0": {}}}, {"Successful": ["0"]}, {"Failed": 1}])
+async def test_json_that_is_no_answer_is_an_answer_lost(far: Far, said: Any) -> None:
+    far.answer = lambda: web.json_response(said, content_type="application/x-amz-json-1.0")
+    assert (await outcome(AwsClient.LEAN, "send_message_batch"))[1] is Cause.AMBIGUOUS
+
+
 async def test_an_answer_that_is_no_json_is_an_answer_lost(far: Far) -> None:
     """The call may have been done. The SDK takes it for an answer without entries, which comes to the same."""
     far.answer = lambda: web.Response(text="{", content_type="application/x-amz-json-1.0")

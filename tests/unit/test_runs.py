@@ -163,7 +163,7 @@ def test_what_is_on_its_way_is_counted_to_the_last_message() -> None:
     world = World({A: 1.0, B: 1.0})
     world.busy(400)
     world.land(0)
-    assert world.board.booked == 0
+    assert world.board._booked == 0
     assert all(view.under_way == 0 for view in world.board.views().values())
 
 
