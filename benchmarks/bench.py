@@ -7,8 +7,8 @@
 
 Contenders take turns, so that a noisy minute hits all of them; each figure is a median, with the range beside it. What
 to believe are ratios within one run and counts of calls. Processor seconds are of the contender's process alone, from
-an idle start to an empty master queue; each gets as many messages as keep it busy for about ten seconds, so that
-neither is a matter of its start or of its last message.
+an idle start to an empty master queue; each gets as many small messages as keep it busy for about ten seconds, so that
+they are no matter of its start or of its last message.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def _python(name: str, driver: str, count: int) -> Contender:
 
 
 SDK, LEAN = ours("sdk", 18_000), ours("lean", 40_000)
+TWO = ours("lean", 40_000, DISPATCHER_PROCESSES="2")
 DEFAULT = LEAN
 QUICK = [_python("boto3-threads", "boto3_threads.py", 4500), _python("asyncio-putitem", "asyncio_putitem.py", 4000)]
 PEERS = [
@@ -228,6 +229,7 @@ class Everything:
     main: Runs
     growth: dict[int, Runs]  # by Regions
     sizes: dict[int, Runs]  # by bytes
+    processes: dict[int, Runs]
     steady: Runs
     half: Runs
     idle: dict[str, tuple[float, float, dict[str, int]]]  # CPU s, seconds, calls
@@ -255,9 +257,10 @@ def everything(repetitions: int) -> Everything:
     main = full(repetitions, [*both, *present(PEERS)])
     growth = {3: {c.name: main[c.name] for c in both}} | {n: full(repetitions, both, regions=n) for n in (10, 30)}
     sizes = {500: growth[3]} | {size: full(3, both, size=size) for size in (16_000, 200_000)}
+    processes = {1: {LEAN.name: main[LEAN.name]}, 2: full(3, [TWO])}
     at_700 = steady(repetitions, both, 700.0)
     half = {c.name: steady(repetitions, [c], HALF_CORE[c.name])[c.name] for c in both}
-    return Everything(main, growth, sizes, at_700, half, {c.name: idle(c, IDLE_S) for c in both})
+    return Everything(main, growth, sizes, processes, at_700, half, {c.name: idle(c, IDLE_S) for c in both})
 
 
 def main() -> int:
@@ -396,6 +399,10 @@ bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions;
 ## Growth: bytes of a body
 
 {_growth(found.sizes, "bytes")}
+
+## Several processes, on two cores that the fake shares
+
+{_growth(found.processes, "processes")}
 
 ## Idle
 

@@ -192,22 +192,21 @@ def measure(contender: Contender, load: Load, *, regions: int = 3, latency_ms: s
 def cpu_s(pid: int) -> float:
     """Return the processor time of a process and its children so far, in seconds."""
     total = 0.0
-    for stat in [Path(f"/proc/{pid}/stat"), *_children(pid)]:
-        fields = stat.read_text().rpartition(")")[2].split()
+    for one in _with_children(pid):
+        fields = (one / "stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / TICKS
     return total
 
 
-def _children(pid: int) -> list[Path]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [Path(f"/proc/{child}/stat") for child in found]
+def _with_children(pid: int) -> list[Path]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [Path(f"/proc/{one}") for one in [pid, *children]]
 
 
 def memory_mb(pid: int, name: str) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) / 1024
-    raise BenchError(f"no {name} in /proc")
+    """Return a line of /proc/PID/status, of a process and its children together, in MB."""
+    lines = [line for one in _with_children(pid) for line in (one / "status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def idle(contender: Contender, seconds: float) -> tuple[float, float, dict[str, int]]:

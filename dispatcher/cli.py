@@ -79,6 +79,8 @@ def run(config: Path | None) -> None:
     from dispatcher.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        logs.sign(pid=os.getpid())  # one of several, which write to one log
     try:
         if settings.processes > 1:
             sys.exit(uvloop.run(_supervise(settings, config)))

@@ -162,7 +162,7 @@ class Settings(HttpSettings):
     claim_lease_seconds: Seconds = 90
     """How long a dead dispatcher's claim holds its request. Less than the visibility; a third of it bounds a send."""
     aws_client: AwsClient = AwsClient.LEAN
-    """`sdk`, or `lean`: the five calls that are made for messages cost less processor time. Others are the SDK's."""
+    """`sdk`, or `lean`: the six calls that are made for messages cost less processor time. Others are the SDK's."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Dispatchers under one supervisor, for a task of several vCPUs; the limits below are of each."""
     poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20

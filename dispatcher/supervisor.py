@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from dispatcher.errors import DispatcherError
 from dispatcher.lifecycle import Lifecycle, Phase
+from dispatcher.model import Outcome
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.settings import PREFIX, Settings
 from dispatcher.telemetry.probes import Probes
@@ -57,6 +58,7 @@ class Worker:
     began_at: float = 0.0  # loop time
     was_ready: bool = False
     said: Mapping[str, Any] | None = None  # its /status
+    silent: bool = False  # it was asked again since, and did not answer
     ill: list[str] = field(default_factory=list)  # what its /healthz complains of
     unready: list[str] = field(default_factory=lambda: ["it has not answered yet"])
 
@@ -67,7 +69,13 @@ class Worker:
     def begin(self, now: float, port: int) -> None:
         """Forget what was of the process before."""
         self.began_at, self.port, self.was_ready = now, port, False
-        self.said, self.ill, self.unready = None, [], ["it has not answered yet"]
+        self.said, self.silent, self.ill, self.unready = None, False, [], ["it has not answered yet"]
+
+    @property
+    def state(self) -> str:
+        if self.said is None:
+            return "starting"
+        return "does not answer" if self.silent else str(self.said["state"])
 
 
 class Supervisor:
@@ -110,7 +118,7 @@ class Supervisor:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._folder))  # type: ignore[no-untyped-call]  # untyped there
         registry.register(_Processes(self._workers))
         token = settings.http_token.get_secret_value() if settings.http_token else None
@@ -219,10 +227,11 @@ class Supervisor:
         except (aiohttp.ClientError, TimeoutError, ValueError) as fault:
             age_s = asyncio.get_running_loop().time() - worker.began_at
             if worker.process is process and (worker.was_ready or age_s > START_S):
+                worker.silent = True
                 worker.ill = [f"it does not answer ({type(fault).__name__})"]
             return
         if worker.process is process:
-            worker.said, worker.ill, worker.unready = said, health, readiness
+            worker.said, worker.silent, worker.ill, worker.unready = said, False, health, readiness
             worker.was_ready = worker.was_ready or not readiness
 
     async def _verdicts(self, worker: Worker) -> tuple[list[str], list[str]]:
@@ -252,11 +261,15 @@ class Supervisor:
             {
                 "number": worker.number,
                 "pid": worker.process.pid if worker.process else None,
-                "state": worker.said["state"] if worker.said else "starting",
+                "state": worker.state,
             }
             for worker in self._workers
         ]
-        whole = together(said) | {"uptime_seconds": round(uptime_s, 1), "processes": processes}
+        whole = together(said) | {
+            "uptime_seconds": round(uptime_s, 1),
+            "processes": processes,
+            "totals": totals(self._registry),
+        }
         return whole | ({"draining": True, "state": Phase.DRAINING} if self._lifecycle.draining else {})
 
     async def _find(self, request_id: str) -> Mapping[str, Any] | None:
@@ -324,7 +337,7 @@ _STATES = [Phase.STARTING, Phase.DRAINING, Phase.RUNNING, Phase.STOPPED]  # the 
 def together(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one status of several processes' statuses: sums where they add up, else the word of the first."""
     if not said:
-        return {"state": "starting", "regions": {}, "totals": {}, "choices": [], "warnings": []}
+        return {"state": "starting", "regions": {}, "choices": [], "warnings": []}
     whole = dict(said[0])
     for name in _SUMMED:
         whole[name] = _sum(each.get(name) for each in said)
@@ -332,7 +345,6 @@ def together(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     whole["draining"] = any(each["draining"] for each in said)
     whole["state"] = min((each["state"] for each in said), key=_STATES.index)
     whole["troubles"] = {what: why for each in reversed(said) for what, why in each["troubles"].items()}
-    whole["totals"] = {name: sum(each["totals"][name] for each in said) for name in whole["totals"]}
     whole["choices"] = _newest([choice for each in said for choice in each["choices"]], len(said[0]["choices"]))
     whole["warnings"] = [warning for each in said for warning in each["warnings"]]
     whole["history"] = whole["history"] | {
@@ -343,6 +355,18 @@ def together(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for region, view in whole["regions"].items()
     }
     return whole
+
+
+def totals(registry: CollectorRegistry) -> dict[str, int]:
+    """Return what was received since the start and how it ended, by processes that are no more too."""
+    found = dict.fromkeys(["received", *Outcome], 0)
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name == "dispatcher_received_total":
+                found["received"] = int(sample.value)
+            elif sample.name == "dispatcher_messages_total":
+                found[sample.labels["outcome"]] = int(sample.value)
+    return found
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -54,7 +54,7 @@ class Lane[ItemT, ResultT]:
         size_of: Callable[[ItemT], int] = lambda _: 0,
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
-        """`key_of`: items with the same key never fly together; without it there are no such."""
+        """`key_of`: two items with the same key are never in one batch; without it there are no such."""
         self._flush = flush
         self._limits = limits
         self._linger_s = linger_s

@@ -59,6 +59,7 @@ async def test_two_processes_work_are_shown_and_drained_as_one(world: World) -> 
     assert (await both.get("/requests?id=nobody"))[0] == 404
     assert (await both.get("/healthz"))[0] == 200
     assert await both.drain() == 0
+    assert {line["pid"] for line in both.logged("process.stopped")} == pids(status), "each line says whose it is"
     await world.assert_each_once(bodies)
 
 
@@ -76,8 +77,35 @@ async def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(wor
     assert len(both.logged("process.died")) == 1
     await world.send([request("after")])
     await world.until_master_is_empty()
+    totals, metrics = (await both.status())["totals"], await both.metrics()
+    assert totals["received"] == metrics.total("received_total") >= 101, "what the dead one did is not forgotten"
+    assert totals["dispatched"] == metrics.total("messages_total", outcome="dispatched")
     arrived = {arrival.request_id for arrival in await world.arrivals()}
     assert arrived == {f"r-{number:04d}" for number in range(100)} | {"after"}
+    assert await both.drain() == 0
+
+
+async def test_a_process_that_hangs_is_shown_as_one(world: World) -> None:
+    both = await two(world)
+    hanging = min(pids(await both.status()))
+
+    async def states() -> list[str]:
+        return sorted(process["state"] for process in (await both.status())["processes"])
+
+    async def is_silent() -> bool:
+        return await states() == ["does not answer", "running"]
+
+    async def answers() -> bool:
+        return await states() == ["running", "running"]
+
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        await until(is_silent, "seen")
+        assert (await both.get("/healthz"))[0] == 503
+        assert (await both.get("/readyz"))[0] == 200, "the other one works"
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    await until(answers, "and seen again")
     assert await both.drain() == 0
 
 

@@ -18,7 +18,6 @@ def status(**more: Any) -> dict[str, Any]:
         "received_per_second": 10.0,
         "dispatched_per_second": 9.5,
         "troubles": {},
-        "totals": {"received": 5, "dispatched": 4},
         "choices": [{"at": 1.0}, {"at": 0.5}],
         "warnings": [],
         "history": {"dispatched_per_second": [1.0, 2.0, 3.0], "master": [7, 8, 9]},
@@ -28,11 +27,10 @@ def status(**more: Any) -> dict[str, Any]:
 
 
 def test_what_adds_up_is_added_up() -> None:
-    other = status(totals={"received": 1, "dispatched": 1}, history={"dispatched_per_second": [5.0], "master": [9]})
+    other = status(history={"dispatched_per_second": [5.0], "master": [9]})
     whole = together([status(), other])
     assert (whole["in_flight"], whole["in_flight_limit"]) == (6, 2000)
     assert whole["received_per_second"] == 20.0
-    assert whole["totals"] == {"received": 6, "dispatched": 5}
     assert whole["regions"]["a"] == {"depth": 4, "sent_since_reading": 4, "budget": 20}
     assert whole["history"] == {"dispatched_per_second": [8.0], "master": [7, 8, 9]}
 
