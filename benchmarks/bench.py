@@ -1,7 +1,7 @@
 """What moving a request costs, beside what people use today: the real daemon and its peers on one fake AWS.
 
     make bench          everything, twenty-five minutes: benchmarks/RESULTS.md, results.json, results.svg
-    make bench-quick    two peers, two minutes: results.json
+    make bench-quick    two peers, two minutes: results.json, where the others' figures stay
     make bench-check    a minute of it, against the ratios of results.json: what CI runs
     make bench-flame    where the daemon's processor time goes: benchmarks/flame-lean.svg, flame-sdk.svg
 
@@ -280,6 +280,7 @@ def main() -> int:
             runs, found = quick(asked.repetitions or 3)
             write(found)
             print(json.dumps(found, indent=2) if asked.json else table(runs))
+            say.print("wrote benchmarks/results.json, which CI compares with; `git restore` it if this was a try")
             return 0
         repetitions = asked.repetitions or 5
         measured = everything(repetitions)
