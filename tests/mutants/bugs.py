@@ -70,8 +70,8 @@ BUGS = (
     Bug(
         "lease longer than visibility",
         PIPELINE,
-        "return self.clock.now() + min(self.terms.lease_s, left)",
-        "return self.clock.now() + max(self.terms.lease_s, left)",
+        "return min(self.terms.lease_s, flight.visible_until - _now() - self.terms.margin_s)",
+        "return max(self.terms.lease_s, flight.visible_until - _now() - self.terms.margin_s)",
         (PATH,),
     ),
     Bug(
