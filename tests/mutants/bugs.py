@@ -118,6 +118,6 @@ BUGS = (
         LEDGER,
         "if len(responses) != len(statements):",
         "if len(responses) > len(statements):",
-        (SEEDS,),
+        ("tests/contracts/test_answers.py",),
     ),
 )
