@@ -155,6 +155,7 @@ def added_ms(runs: Iterable[Measured], quantile: float, region: str = HOME) -> f
 def figures(runs: Sequence[Measured]) -> dict[str, float]:
     return {
         "cpu_s_per_1k": round(_mid(runs, lambda m: m.cpu_s_per_1k), 4),
+        "least_cpu_s_per_1k": round(min(m.cpu_s_per_1k for m in runs), 4),
         "calls_per_message": round(_mid(runs, lambda m: m.calls_per_1k) / 1000, 4),
         "messages_per_s": round(_mid(runs, lambda m: m.messages_per_s), 1),
         "peak_mb": round(_mid(runs, lambda m: m.peak_mb), 1),
@@ -176,16 +177,24 @@ def latency(near: Sequence[Measured]) -> dict[str, Any]:
 
 
 def losses(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return each ratio that is worse than the stored one by more than LOSS_MAX, as a sentence."""
+    """Return each ratio that is worse than the stored one by more than LOSS_MAX, as a sentence.
+
+    Of processor time each one's least is taken: a noisy minute makes nobody faster, but slows some more than others.
+    """
     found = []
-    for name, ratio in now["less_cpu_than"].items():
-        before = stored["less_cpu_than"].get(name)
-        if before and ratio < before * (1 - LOSS_MAX):
+    for name in now["peers"]:
+        ratio, before = _least(now, name), _least(stored, name)
+        if ratio and before and ratio < before * (1 - LOSS_MAX):
             found.append(f"{ratio:.2f} times less processor time than {name}, where it was {before:.2f}")
     calls, before = now["ours"]["calls_per_message"], stored["ours"]["calls_per_message"]
     if calls > before * (1 + LOSS_MAX):
         found.append(f"{calls:.3f} AWS calls a message, where it was {before:.3f}")
     return found
+
+
+def _least(found: Mapping[str, Any], peer: str) -> float | None:
+    theirs = found["peers"].get(peer)
+    return theirs["least_cpu_s_per_1k"] / found["ours"]["least_cpu_s_per_1k"] if theirs else None
 
 
 # --- what is run ----------------------------------------------------------------------------------------------------
@@ -219,7 +228,7 @@ def check() -> int:
     for loss in worse:
         print(f"bench: LOSS: {loss}")
     if not worse:
-        shown = ", ".join(f"{ratio:.1f} times less than {name}" for name, ratio in now["less_cpu_than"].items())
+        shown = ", ".join(f"{_least(now, name):.1f} times less than {name}" for name in now["peers"])
         print(f"bench: processor time {shown}; {now['ours']['calls_per_message']:.3f} AWS calls a message")
     return 1 if worse else 0
 
