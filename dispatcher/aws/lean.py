@@ -47,7 +47,6 @@ _ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamodb": ("batch_execute_statement", {"Statements": [{"Statement": "-"}]}),
 }
 """A call whose address the SDK is asked for."""
-_KINDS = {"list": list, "map": dict}  # a list is one of objects, in each of their answers
 _JSON = "application/x-amz-json-1.0"
 _RETRIED = {Cause.THROTTLED, Cause.UNREACHABLE}
 _RETRY_COSTS = 5  # of the SDK's quota, as in its standard mode
@@ -135,12 +134,12 @@ class LeanClient:
         self._quota = RetryQuota()
         self._url: URL | None = None  # once the first call has found it out
         self._model = sdk.meta.service_model
-        self._members: dict[str, dict[str, type]] = {}  # of each answer
+        self._members: dict[str, dict[str, type]] = {}  # of each answer; a list is one of objects
         for name, operation in OPERATIONS.items():
             if operation in self._model.operation_names:
                 setattr(self, name, partial(self._call, operation))
                 members = self._model.operation_model(operation).output_shape.members
-                self._members[operation] = {member: _KINDS[shape.type_name] for member, shape in members.items()}
+                self._members[operation] = {member: _kind(shape) for member, shape in members.items()}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sdk, name)
@@ -206,7 +205,7 @@ class LeanClient:
         for name, kind in self._members[operation].items():
             value = answer.get(name)
             if not isinstance(value, (kind, NoneType)) or (
-                isinstance(value, list) and not all(isinstance(one, (dict, NoneType)) for one in value)
+                value and kind is list and not all(isinstance(one, (dict, NoneType)) for one in answer[name])
             ):
                 raise ResponseParserError(f"{operation}: {name} is not what it should be")
         return answer
@@ -218,6 +217,13 @@ class LeanClient:
         parser = create_parser(self._model.resolved_protocol)
         read = parser.parse({"status_code": response.status, "headers": headers, "body": said}, model.output_shape)
         return ClientError(read, operation)
+
+
+def _kind(shape: Any) -> type:
+    """Return what orjson makes of a member of an answer; object for what no answer of ours has today."""
+    if shape.type_name == "list" and shape.member.type_name == "structure":
+        return list
+    return dict if shape.type_name in ("map", "structure") else object
 
 
 def _literal(text: str) -> str:

@@ -474,7 +474,7 @@ async def test_more_than_a_batch_at_once_each_gets_its_own_answer(subject: Subje
     claims = await asyncio.gather(*map(subject.one.claim, wanted))
     assert [claim.token for claim in claims if isinstance(claim, Claimed)] == [one.token for one in wanted]
     stranger = Claimed(wanted[7].message.request_id, "another's", A, 0.0)
-    mixed = [stranger._replace() if i == 7 else claim for i, claim in enumerate(claims) if isinstance(claim, Claimed)]
+    mixed = [stranger if i == 7 else claim for i, claim in enumerate(claims) if isinstance(claim, Claimed)]
     ends = await asyncio.gather(*(subject.one.confirm(claim, "id") for claim in mixed), return_exceptions=True)
     assert [i for i, end in enumerate(ends) if end is not None] == [7]
     assert isinstance(ends[7], LeaseLostError)
