@@ -128,7 +128,7 @@ def healthcheck(config: Path | None, as_json: bool) -> None:
     Example: dispatcher healthcheck
     """
     settings: HttpSettings = _loaded(load_http, config)
-    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104  compared, not bound
     url = f"http://{host}:{settings.http_port}/healthz"
     healthy = False
     try:

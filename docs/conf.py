@@ -38,6 +38,6 @@ def _draw(app, docname, source):  # type: ignore[no-untyped-def]  # Sphinx's own
     source[0] = _MERMAID.sub(picture, source[0])
 
 
-def setup(app):  # type: ignore[no-untyped-def]
+def setup(app):  # type: ignore[no-untyped-def]  # as above
     app.connect("source-read", _draw)
     app.add_lexer("promql", TextLexer)  # Pygments knows no names with colons, which recording rules have

@@ -196,7 +196,7 @@ def _one_at_a_time(entries: list[dict[str, Any]]) -> Mapping[str, Any]:
 def test_entries_that_the_answer_leaves_out_are_ambiguous_not_sent() -> None:
     async def story() -> None:
         caller = ScriptedCaller(lambda entries: _all_well(entries[:1]))
-        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             ends = await asyncio.gather(queue.send(out("a")), queue.send(out("b")), return_exceptions=True)
         assert ends[0] == "id-a"
         assert isinstance(ends[1], AmbiguousError)
@@ -207,7 +207,7 @@ def test_entries_that_the_answer_leaves_out_are_ambiguous_not_sent() -> None:
 def test_a_batch_too_long_for_the_queue_is_split_until_it_fits() -> None:
     async def story() -> None:
         caller = ScriptedCaller(_one_at_a_time)
-        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             ids = await asyncio.gather(*(queue.send(out(str(n))) for n in range(10)))
         assert ids == [f"id-{n}" for n in range(10)]
 
@@ -228,7 +228,7 @@ def test_the_lease_is_looked_at_again_right_before_each_call_of_a_split_batch() 
             if now() > 60.0:  # a lease that ends at 70 s, and ten seconds for a send
                 raise LeaseTooShortError("the lease would not outlast the send")
 
-        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             await asyncio.gather(*(queue.send(out(str(n), departs=departs)) for n in range(10)), return_exceptions=True)
         late = [bodies for at, bodies in caller.sent if at > 60.0]
         assert not late, f"sent after the lease was too short: {late}"
@@ -247,7 +247,7 @@ def test_a_call_that_was_never_made_says_nothing_of_the_queue() -> None:
         caller = ScriptedCaller(_all_well)
         queue = SendingQueue(
             "url",
-            caller,  # type: ignore[arg-type]
+            caller,  # type: ignore[arg-type]  # a Caller in all that is used
             admits=breaker.admits,
             withdraw=breaker.withdraw,
             learn=lambda succeeded: breaker.record(succeeded, 0.0),
@@ -272,7 +272,7 @@ def test_a_sender_that_was_cancelled_before_its_batch_departs_does_not_depart() 
         caller = ScriptedCaller(_all_well)
         departed: list[str] = []
         loop = asyncio.get_running_loop()
-        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", caller) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             sender = asyncio.create_task(queue.send(out("a", departs=lambda: departed.append("a"))))
             loop.call_soon(sender.cancel)  # runs right before the lane departs, since it is idle
             await asyncio.wait([sender])
@@ -292,7 +292,7 @@ def test_the_trace_header_travels() -> None:
             seen.extend(entries)
             return _all_well(entries)
 
-        async with SendingQueue("url", ScriptedCaller(answer)) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", ScriptedCaller(answer)) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             await queue.send(Outgoing("a", {}, TRACE, lambda: None))
         assert seen[0]["MessageSystemAttributes"]["AWSTraceHeader"]["StringValue"] == TRACE
 
@@ -311,7 +311,7 @@ def test_a_call_refused_for_one_message_s_sake_is_told_apart_and_opens_no_breake
             return _all_well(entries)
 
         learned: list[bool] = []
-        async with SendingQueue("url", ScriptedCaller(answer), learn=learned.append) as queue:  # type: ignore[arg-type]
+        async with SendingQueue("url", ScriptedCaller(answer), learn=learned.append) as queue:  # type: ignore[arg-type]  # a Caller in all that is used
             bodies = ["a", "b", "bad", "c", "d"]
             sent = await asyncio.gather(*(queue.send(out(body)) for body in bodies), return_exceptions=True)
         assert [s for s in sent if isinstance(s, str)] == ["id-a", "id-b", "id-c", "id-d"]

@@ -132,7 +132,7 @@ async def _serving(context: ssl.SSLContext) -> AsyncIterator[tuple[str, list[str
     site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
     assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # aiohttp tells the port nowhere else
     try:
         yield f"https://localhost:{port}", asked
     finally:

@@ -189,7 +189,7 @@ def test_workers_that_are_stopped_together_hand_back_and_spend_no_receive_in_a_c
     finally:
         ended(*late)
     assert place.counts(place.dead_letters_url) == 0
-    assert sorted(request_id for _, request_id, _ in late[0].told) == [f"r-{n}" for n in range(8)]  # type: ignore[attr-defined]
+    assert sorted(request_id for _, request_id, _ in late[0].told) == [f"r-{n}" for n in range(8)]  # type: ignore[attr-defined]  # as above
 
 
 def test_a_worker_that_is_stopped_keeps_what_it_cannot_break_off_and_takes_nothing_more(place: Place) -> None:

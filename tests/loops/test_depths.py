@@ -91,7 +91,7 @@ def test_a_region_that_cannot_be_read_keeps_its_last_depth_and_is_never_zero() -
 def test_a_slow_region_delays_no_other(trouble: object) -> None:
     async def story() -> None:
         async with world(ttl_s=60) as here:
-            here.regional[B].faults.always("depth", trouble)  # type: ignore[arg-type]
+            here.regional[B].faults.always("depth", trouble)  # type: ignore[arg-type]  # any fault of the fake
             asked = _watch(here)
             process = here.start()
             await asyncio.sleep(300)

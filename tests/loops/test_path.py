@@ -188,8 +188,8 @@ def test_a_message_survives_any_run_of_crashes_and_faults(
                     await process.ended()
                     continue
                 if isinstance(crash, int):
-                    process.life.dies = lambda _, number, crash=crash: number >= crash  # type: ignore[misc]
-                    await here.until(lambda p=process: p.life.dead)  # type: ignore[misc]
+                    process.life.dies = lambda _, number, crash=crash: number >= crash  # type: ignore[misc]  # mypy cannot type a default of a lambda
+                    await here.until(lambda p=process: p.life.dead)  # type: ignore[misc]  # mypy cannot type a default of a lambda
                 else:
                     await asyncio.sleep(crash)
                     process.kill()

@@ -274,7 +274,7 @@ async def test_a_table_that_throttles_half_of_its_calls_delays_and_loses_nothing
 
     async def every_other_second() -> None:
         while True:
-            with world.proxy.having(Fault(How.ERROR, service="dynamodb", **throttled)):  # type: ignore[arg-type]
+            with world.proxy.having(Fault(How.ERROR, service="dynamodb", **throttled)):  # type: ignore[arg-type]  # any field of a fault
                 await asyncio.sleep(0.5)
             await asyncio.sleep(0.5)
 
