@@ -243,7 +243,10 @@ class Server:
         self._sent_at.setdefault(request_id, self.master.now())
 
     def _result(self) -> dict[str, Any]:
-        """What arrived, what is left, the calls so far, and the way's time (seconds) of each first copy, by Region."""
+        """What arrived, what is left, the calls so far, and the way's time (seconds) of each first copy, by Region.
+
+        `middle_s`: seconds from a tenth to nine tenths of all that arrived.
+        """
         visible, in_flight = self.master.depth()
         seen: set[str] = set()
         took: dict[str, list[float]] = {}
@@ -252,19 +255,20 @@ class Server:
                 if request_id not in seen and request_id in self._sent_at:
                     took.setdefault(sink.region, []).append(at - self._sent_at[request_id])
                 seen.add(request_id)
-        arrived = sum(len(sink.arrivals) for sink in self.sinks)
+        times = sorted(at for sink in self.sinks for _, at in sink.arrivals)
         return {
             "messages": self._messages,
             "requests": len(self._sent_at),
             "missing": len(self._sent_at.keys() - seen),
             "unknown": len(seen - self._sent_at.keys()),
-            "copies": arrived - len(seen),
+            "copies": len(times) - len(seen),
             "visible": visible,
             "in_flight": in_flight,
             "dead": sum(self.aws.queues[HOME, f"{self.aws.host}/000000000000/dead"].depth()),
             "polls": len(self.bell.polls),
             "calls": dict(self.calls),
             "took_s": took,
+            "middle_s": times[len(times) * 9 // 10] - times[len(times) // 10] if times else 0.0,
         }
 
 

@@ -312,12 +312,22 @@ class Board:
         return self._fleet is None or self._fleet.believed(self._now())
 
     def wants_room(self) -> bool:
-        """Whether it is worth reporting to the fleet sooner: a Region has room, and our part of it is used up."""
+        """Whether it is worth reporting to the fleet sooner: a Region has room, and our part of it is nearly used up.
+
+        Not when it is used up: a flood would wait for the answer.
+        """
         if self._fleet is None:
             return False
-        short = [r for r, p in self._places.items() if p.upto - p.own.total - p.booked < BATCH // 2]
+        short = [
+            region
+            for region, place in self._places.items()
+            if place.upto - place.own.total - place.booked < max(BATCH // 2, (place.asked - place.at_report) // 4)
+        ]
         views = map(self.view, short)
-        return any(view.live and view.allowance < min(BATCH // 2, view.threshold - view.committed) for view in views)
+        return any(
+            view.live and not view.overloaded and view.allowance < math.floor(view.threshold - view.committed)
+            for view in views
+        )
 
     def rescuable(self) -> list[Region]:
         """Return the Regions whose waiting messages may be moved elsewhere now: none of them is taken there.

@@ -9,7 +9,7 @@ from benchmarks.rig import Measured
 
 
 def measured(cpu_s: float = 1.0, calls: int = 400, took_s: tuple[float, ...] = (0.02,)) -> Measured:
-    return Measured(1000, 2.0, cpu_s, 80.0, {"receive_message": calls}, {"us-east-1": took_s}, 0.5, 70.0)
+    return Measured(1000, 2.0, 1.6, cpu_s, 80.0, {"receive_message": calls}, {"us-east-1": took_s}, 0.5, 70.0)
 
 
 def found(ratio: float = 5.0, calls: float = 0.4) -> dict[str, Any]:
