@@ -73,9 +73,9 @@ class Worker:
 
     @property
     def state(self) -> str:
-        if self.said is None:
-            return "starting"
-        return "does not answer" if self.silent else str(self.said["state"])
+        if self.silent:
+            return "does not answer"
+        return str(self.said["state"]) if self.said else "starting"
 
 
 class Supervisor:

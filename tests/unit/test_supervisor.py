@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.supervisor import together
+from dispatcher.supervisor import Worker, together
 
 
 def status(**more: Any) -> dict[str, Any]:
@@ -62,6 +62,13 @@ def test_a_trouble_of_any_is_a_trouble() -> None:
     whole = together([status(), status(troubles={"the ledger": "timed out"}, warnings=[{"event": "x"}])])
     assert whole["troubles"] == {"the ledger": "timed out"}
     assert whole["warnings"] == [{"event": "x"}]
+
+
+def test_a_process_that_never_said_a_word_and_is_overdue_does_not_answer() -> None:
+    worker = Worker(1)
+    assert worker.state == "starting"
+    worker.silent = True
+    assert worker.state == "does not answer"
 
 
 def test_before_any_has_spoken_it_is_starting() -> None:
