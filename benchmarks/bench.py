@@ -17,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -382,9 +383,10 @@ def report(found: Everything, repetitions: int) -> str:
 
 Written by `make bench`. [What they mean, and what to size from them](../docs/performance.md).
 
-{time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, Python {platform.python_version()}. The fake AWS is
+{time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, {_python()}. The fake AWS is
 in a process of its own on the other core: SQS {LATENCIES_MS} ms in three Regions, DynamoDB 5 ms, no TLS, 500-byte
-bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions; ratios are paired within one.
+bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions; ratios are paired within one. Messages
+a second are those of the middle four fifths.
 
 ## A full queue, three Regions
 
@@ -418,6 +420,12 @@ bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions;
 
 {resting}
 """
+
+
+def _python() -> str:
+    """Optimised by profile, as in Docker's official images, or not, as pyenv builds it."""
+    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return f"Python {platform.python_version()} configured {'with' if optimised else 'without'} --enable-optimizations"
 
 
 def _machine() -> str:
