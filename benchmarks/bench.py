@@ -383,8 +383,8 @@ def report(found: Everything, repetitions: int) -> str:
 
 Written by `make bench`. [What they mean, and what to size from them](../docs/performance.md).
 
-{time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, {_python()}. The fake AWS is
-in a process of its own on the other core: SQS {LATENCIES_MS} ms in three Regions, DynamoDB 5 ms, no TLS, 500-byte
+{time.strftime("%Y-%m-%d")}, commit {commit.strip()}, {_machine()}, {_interpreter()}.
+The fake AWS is in a process of its own on the other core: SQS {LATENCIES_MS} ms in three Regions, DynamoDB 5 ms, no TLS, 500-byte
 bodies, 2 % duplicates. Median (range) of {repetitions} interleaved repetitions; ratios are paired within one. Messages
 a second are those of the middle four fifths.
 
@@ -422,7 +422,7 @@ a second are those of the middle four fifths.
 """
 
 
-def _python() -> str:
+def _interpreter() -> str:
     """Optimised by profile, as in Docker's official images, or not, as pyenv builds it."""
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     return f"Python {platform.python_version()} configured {'with' if optimised else 'without'} --enable-optimizations"
