@@ -314,7 +314,7 @@ class Board:
     def wants_room(self) -> bool:
         """Whether it is worth reporting to the fleet sooner: a Region has room, and our part of it is nearly used up.
 
-        Not when it is used up: a flood would wait for the answer.
+        Whoever asks with nothing left waits for the answer, a flood with it.
         """
         if self._fleet is None:
             return False
@@ -324,10 +324,7 @@ class Board:
             if place.upto - place.own.total - place.booked < max(BATCH // 2, (place.asked - place.at_report) // 4)
         ]
         views = map(self.view, short)
-        return any(
-            view.live and not view.overloaded and view.allowance < math.floor(view.threshold - view.committed)
-            for view in views
-        )
+        return any(view.live and view.allowance < math.floor(view.threshold - view.committed) for view in views)
 
     def rescuable(self) -> list[Region]:
         """Return the Regions whose waiting messages may be moved elsewhere now: none of them is taken there.

@@ -73,6 +73,8 @@ class Worker:
 
     @property
     def state(self) -> str:
+        if self.process is None:
+            return "not running"
         if self.silent:
             return "does not answer"
         return str(self.said["state"]) if self.said else "starting"

@@ -15,15 +15,15 @@ from dispatcher.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOOK_S = 0.1
-APART_S = 0.25
-"""When room runs short: between two reports, of whoever. One item holds them all, and a partition bears 1,000 units."""
+APART_S, APART_MAX_S = 0.25, 1.0
+"""When room runs short: between two reports, of whoever; and between two of one, since then it has to wait."""
 STUCK_S = 60.0
 MANY = 16  # dispatchers
 
 
 @dataclass(frozen=True, slots=True)
 class FleetReporter:
-    """One report at a time, so that each is answered before the next is made."""
+    """One report at a time, so that each is answered before the next is made; after a failed one, later and later."""
 
     board: Board
     exchange: Callable[[Report, Sequence[str]], Awaitable[Mapping[str, Report]]]
@@ -35,29 +35,29 @@ class FleetReporter:
     async def run(self) -> None:
         """Run until cancelled. While no report gets through, the last known number of dispatchers is gone by."""
         self.heartbeats.expect("fleet", self.interval_s + STUCK_S)
+        failures = 0
         while True:
             self.heartbeats.beat("fleet")
             readings, reported_at = self.board.readings, self.now()
-            await self.report()
+            failures = 0 if await self.report() else failures + 1
+            apart = min(APART_S * self.board.dispatchers(), APART_MAX_S) if not failures else 2.0 ** min(failures, 5)
             # the item is written whole: many dispatchers, or many Regions' readings, must not make it a hot one
             often = self.interval_s / 4 if self.board.dispatchers() <= MANY else self.interval_s
-            while not self._short(reported_at):
+            while not (self.now() >= reported_at + min(apart, self.interval_s) and self.board.wants_room()):
                 read = self.board.readings > readings and self.now() >= reported_at + often
                 if read or self.now() >= reported_at + self.interval_s:
                     break
                 await asyncio.sleep(LOOK_S)
 
-    async def report(self, *, gone: bool = False) -> None:
-        """Report once. `gone`: for the last time."""
+    async def report(self, *, gone: bool = False) -> bool:
+        """Report once; return whether that was answered. `gone`: for the last time."""
         try:
             self.board.learn_fleet(await self.exchange(self.board.report(gone=gone), self.board.forgotten()))
+            return True
         except AwsError as fault:
             self.metrics.error(Stage.ROUTE, fault.cause)
             log.warning("fleet.unreported", fault=str(fault))
         except Exception:  # another process's word must never end ours
             self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
             log.exception("fleet.unread")
-
-    def _short(self, reported_at: float) -> bool:
-        apart = min(APART_S * self.board.dispatchers(), self.interval_s)
-        return self.now() >= reported_at + apart and self.board.wants_room()
+        return False

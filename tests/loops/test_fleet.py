@@ -1,6 +1,7 @@
 """When the other dispatchers are told and heard: soon enough that a flood never waits for it, seldom enough to pay."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -8,6 +9,7 @@ from random import Random
 import pytest
 
 from dispatcher.board import Board, RegionRules
+from dispatcher.errors import Cause, RefusedError
 from dispatcher.loops.fleet import APART_S, FleetReporter
 from dispatcher.model import Depth, Region
 from dispatcher.policy.fleet import Fleet, Report
@@ -25,10 +27,15 @@ class Item:
     """The ledger's item that all reports are in; an exchange takes a moment."""
 
     reports: dict[str, Report] = field(default_factory=dict)
+    tried: Counter[str] = field(default_factory=Counter)
+    throttled: bool = False
     written: list[float] = field(default_factory=list)
 
     async def exchange(self, name: str, report: Report) -> Mapping[str, Report]:
         await asyncio.sleep(ANSWER_S)
+        self.tried[name] += 1
+        if self.throttled:
+            raise RefusedError(Cause.THROTTLED, "as asked")
         self.reports[name] = report
         self.written.append(asyncio.get_running_loop().time())
         return {other: said for other, said in self.reports.items() if other != name}
@@ -53,29 +60,37 @@ def dispatcher(name: str, item: Item, *, threshold: int) -> tuple[Board, FleetRe
     return board, FleetReporter(board, exchange, Metrics.unread(), Heartbeats(now), now, INTERVAL_S)
 
 
-@pytest.mark.parametrize("per_second", [700, 2000, 5000])
-def test_a_flood_out_of_the_blue_never_waits_for_room_that_there_is(per_second: int) -> None:
+@pytest.mark.parametrize(
+    ("dispatchers", "per_second"), [(1, 700), (1, 2000), (1, 5000), (4, 700), (8, 300), (16, 100), (40, 100)]
+)
+def test_a_flood_out_of_the_blue_hardly_waits_for_room_that_there_is(dispatchers: int, per_second: int) -> None:
     async def scenario() -> None:
         item = Item()
-        board, reporter = dispatcher("one", item, threshold=1_000_000)
-        reporting = asyncio.create_task(reporter.run())
+        fleet = [dispatcher(str(n), item, threshold=1_000_000) for n in range(dispatchers)]
+        reporting = [asyncio.create_task(reporter.run()) for _, reporter in fleet]
         await asyncio.sleep(40.0)  # idle
         before = len(item.written)
+        waiting = [0.0] * dispatchers
         for tick in range(200):
-            wanted = round(per_second * (tick + 1) / 20) - round(per_second * tick / 20)
-            got = board.allot(wanted)
-            for region, count in got.items():
-                board.count(region, count)
-            assert sum(got.values()) == wanted, f"{tick / 20} s into the flood"
+            for n, (board, _) in enumerate(fleet):
+                waiting[n] += per_second / 20
+                for region, count in board.allot(int(waiting[n])).items():
+                    board.count(region, count)
+                    waiting[n] -= count
+            most = 0.2 * per_second if dispatchers > 1 else 0.0
+            assert max(waiting) <= 1 + most, f"{tick / 20} s into the flood"
             await asyncio.sleep(0.05)
-        assert len(item.written) - before <= 10, "ten seconds of it cost a few reports, each twice as far"
-        reporting.cancel()
+        assert len(item.written) - before <= 10 * dispatchers, "a few reports of each, each twice as far"
+        for task in reporting:
+            task.cancel()
 
     run_virtual(scenario())
 
 
 @pytest.mark.parametrize("dispatchers", [1, 2, 8])
-def test_dispatchers_that_run_short_together_report_no_more_often_than_one(dispatchers: int) -> None:
+def test_dispatchers_that_run_short_report_once_a_second_or_together_four_times(
+    dispatchers: int,
+) -> None:
     async def scenario() -> None:
         item = Item()
         fleet = [dispatcher(str(n), item, threshold=400) for n in range(dispatchers)]
@@ -87,7 +102,7 @@ def test_dispatchers_that_run_short_together_report_no_more_often_than_one(dispa
                 for region, count in board.allot(5).items():
                     board.count(region, count)
             await asyncio.sleep(0.05)
-        assert len(item.written) - before <= 10.0 / APART_S + dispatchers
+        assert len(item.written) - before <= 10.0 * max(1 / APART_S, dispatchers) + dispatchers
         for task in reporting:
             task.cancel()
 
@@ -107,11 +122,58 @@ def test_full_regions_are_no_reason_to_report_until_a_reading_shows_room() -> No
         before = len(item.written)
         await asyncio.sleep(INTERVAL_S - 4.0)
         assert len(item.written) <= before + 1
+        for region in REGIONS:  # workers took some, but not enough for it to get more again
+            board.post(region, Depth(90, 0, 0), board.begin_reading(region))
+        await asyncio.sleep(INTERVAL_S / 2)
+        assert len(item.written) <= before + 2
         for region in REGIONS:
             board.post(region, Depth(10, 0, 0), board.begin_reading(region))
-        assert not board.allot(50), "nobody knows yet that the others have set nothing aside"
+        for region, count in board.allot(500).items():
+            assert count <= 10, "more than that, nobody knows yet whether others have set it aside"
+            board.count(region, count)
         await asyncio.sleep(2 * APART_S)
         assert board.allot(50)
+        reporting.cancel()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("dispatchers", [1, 16])
+@pytest.mark.parametrize("answered_s", [0.0, 60.0], ids=["from the start", "later"])
+def test_while_no_report_is_answered_they_come_seldom(dispatchers: int, answered_s: float) -> None:
+    async def scenario() -> None:
+        item = Item()
+        fleet = [dispatcher(str(n), item, threshold=1000) for n in range(dispatchers)]
+        item.throttled = not answered_s
+        reporting = [asyncio.create_task(reporter.run()) for _, reporter in fleet]
+        await asyncio.sleep(answered_s)
+        item.throttled = True
+        item.tried.clear()
+        for _ in range(1200):
+            for board, _reporter in fleet:
+                for region, count in board.allot(1).items():
+                    board.count(region, count)
+            await asyncio.sleep(0.1)
+        assert max(item.tried.values()) <= 120 / INTERVAL_S + 5
+        for task in reporting:
+            task.cancel()
+
+    run_virtual(scenario())
+
+
+def test_a_region_that_may_get_nothing_is_no_reason_to_report() -> None:
+    async def scenario() -> None:
+        item = Item()
+        board, reporter = dispatcher("one", item, threshold=10_000)
+        reporting = asyncio.create_task(reporter.run())
+        await asyncio.sleep(1.0)
+        for region in REGIONS:
+            board.count(region, 450)  # of 500 that it asked for
+            for _ in range(10):
+                board.learn(region, False)  # its breaker opens
+        before = len(item.written)
+        await asyncio.sleep(3.0)
+        assert len(item.written) == before
         reporting.cancel()
 
     run_virtual(scenario())

@@ -1,15 +1,17 @@
 """The benchmark's own arithmetic, and that what looks like a loss is one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.bench import added_ms, latency, losses, paired, ratios
+from benchmarks.fake import middle_per_s
 from benchmarks.rig import Measured
 
 
 def measured(cpu_s: float = 1.0, calls: int = 400, took_s: tuple[float, ...] = (0.02,)) -> Measured:
-    return Measured(1000, 2.0, 1.6, cpu_s, 80.0, {"receive_message": calls}, {"us-east-1": took_s}, 0.5, 70.0)
+    return Measured(1000, 2.0, 500.0, cpu_s, 80.0, {"receive_message": calls}, {"us-east-1": took_s}, 0.5, 70.0)
 
 
 def found(ratio: float = 5.0, calls: float = 0.4) -> dict[str, Any]:
@@ -23,6 +25,18 @@ def test_ratios_are_of_pairs_of_one_repetition() -> None:
     """The second repetition's minute was twice as slow for both."""
     runs = {"ours-lean": [measured(1.0), measured(2.0), measured(1.0)], "peer": [measured(4), measured(8), measured(5)]}
     assert paired(runs, "ours-lean", "peer") == 4.0
+
+
+def test_the_rate_is_that_of_the_middle() -> None:
+    steady = [second / 10 for second in range(1, 101)]
+    assert middle_per_s([0.0, *steady, 60.0]) == pytest.approx(10.0)
+    assert middle_per_s([float(second) for second in range(11)]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("times", [[], [3.0], [3.0, 3.0, 3.0]])
+def test_of_too_few_the_rate_is_that_of_the_whole_run(times: list[float]) -> None:
+    assert middle_per_s(times) == 0.0
+    assert replace(measured(), middle_per_s=0.0).messages_per_s == 500.0 == measured().whole_messages_per_s
 
 
 def test_latency_is_told_above_the_floor_of_the_model() -> None:

@@ -1,6 +1,7 @@
 """What several processes say, put together."""
 
-from typing import Any
+from asyncio.subprocess import Process
+from typing import Any, cast
 
 import pytest
 
@@ -66,9 +67,13 @@ def test_a_trouble_of_any_is_a_trouble() -> None:
 
 def test_a_process_that_never_said_a_word_and_is_overdue_does_not_answer() -> None:
     worker = Worker(1)
+    assert worker.state == "not running"
+    worker.process = cast(Process, object())
     assert worker.state == "starting"
     worker.silent = True
     assert worker.state == "does not answer"
+    worker.process = None
+    assert worker.state == "not running", "whatever it did not say before it died"
 
 
 def test_before_any_has_spoken_it_is_starting() -> None:
