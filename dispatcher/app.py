@@ -245,6 +245,7 @@ class App:
                 self.metrics,
                 self.heartbeats,
                 self.now,
+                self.random,
                 self.reading_s,
             )
             intake = Intake(

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import structlog
 
 from dispatcher.board import Board
 from dispatcher.errors import AwsError, Cause, Stage
+from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.fleet import Report
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
@@ -30,6 +32,7 @@ class FleetReporter:
     metrics: Metrics
     heartbeats: Heartbeats
     now: Callable[[], float]  # loop time
+    random: Random
     interval_s: float
 
     async def run(self) -> None:
@@ -40,10 +43,13 @@ class FleetReporter:
             self.heartbeats.beat("fleet")
             readings, reported_at = self.board.readings, self.now()
             failures = 0 if await self.report() else failures + 1
-            apart = min(APART_S * self.board.dispatchers(), APART_MAX_S) if not failures else 2.0 ** min(failures, 5)
+            if failures:
+                apart_s = backoff_s(failures, self.random, first_s=APART_MAX_S, most_s=self.interval_s)
+            else:
+                apart_s = min(APART_S * self.board.dispatchers(), APART_MAX_S)
             # the item is written whole: many dispatchers, or many Regions' readings, must not make it a hot one
             often = self.interval_s / 4 if self.board.dispatchers() <= MANY else self.interval_s
-            while not (self.now() >= reported_at + min(apart, self.interval_s) and self.board.wants_room()):
+            while not (self.now() >= reported_at + apart_s and self.board.wants_room()):
                 read = self.board.readings > readings and self.now() >= reported_at + often
                 if read or self.now() >= reported_at + self.interval_s:
                     break
