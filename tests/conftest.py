@@ -16,8 +16,8 @@ hypothesis.settings.load_profile("shared machine")
 REAL_TIME = {"chaos", "contracts", "docs", "page", "scenarios"}
 """Folders whose tests wait on the machine's own clock, for processes and emulators that share two cores with others.
 
-One that fails runs once more, and the summary names it (`R`). A fault of the code fails twice; one that is a matter of
-luck is looked for where luck is seeded: tests/world, which gets no second chance.
+One that fails runs once more, and the summary says why it had to. A fault of the code fails twice; one that is a matter
+of luck is looked for where luck is seeded: tests/world, which gets no second chance.
 """
 
 
@@ -25,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REAL_TIME & set(item.path.relative_to(item.config.rootpath).parts):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell why a test ran twice: pytest-rerunfailures keeps it to itself once the second run passes."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"failed, and ran once more: {report.nodeid}")
+        terminalreporter.line(report.longreprtext)
+        for title, content in report.sections:
+            terminalreporter.section(title, sep="-")
+            terminalreporter.line(content)
 
 
 @pytest.fixture(autouse=True)
