@@ -40,7 +40,7 @@ from dispatcher.telemetry.metrics import Metrics
 
 STATEMENTS_MAX = 25  # DynamoDB: statements a batch (BatchExecuteStatement reference)
 KEYS_MAX = 100  # DynamoDB: keys a batch (BatchGetItem reference)
-CLAIM_LINGER_S = 0.01
+CLAIM_LINGER_S = 0.02
 READ_LINGER_S = 0.1  # for duplicates, which nobody waits for
 CONFIRM_LINGER_S = 0.025  # off the latency path; but the window in which a crash may duplicate ends with it
 
