@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dispatcher.board import BATCH, RUN_S, Board, RegionRules
+from dispatcher.board import BATCH, LOOK_S, Board, RegionRules
 from dispatcher.inflight import Flight
 from dispatcher.model import Delivery, Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import FAILURES_IN_A_ROW
@@ -134,8 +134,8 @@ def test_a_run_is_of_one_priority_and_of_one_moment() -> None:
     assert world.board._run is not begun
     begun = world.board._run
     assert begun
-    assert begun.priority is Priority.HIGH
-    world.now += 2 * RUN_S
+    assert begun.look.priority is Priority.HIGH
+    world.now += 2 * LOOK_S
     world.book()
     assert world.board._run is not begun
 
