@@ -28,8 +28,7 @@ ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
-LOOK_S = 0.05  # one look at the Regions serves all that come so soon after it, unless something newer is known
-LOOKS_MAX = 30  # of which are kept, for messages of different priorities and models
+LOOK_S = 0.05  # a run goes by one look at its Region, and polls by one at all of them; what comes later looks again
 MODELS_REMEMBERED, NAME_REMEMBERED = 1000, 200  # clients name them, and a name has room for a million characters
 
 
@@ -47,23 +46,15 @@ class RegionRules:
 
 
 @dataclass(slots=True)
-class _Look:
-    """At the Regions, for messages of one priority that may go to all of them but some."""
-
-    at: float
-    priority: Priority
-    views: Mapping[Region, RegionView]
-    policy: Policy
-    split: Mapping[Region, float]
-    upto: Mapping[Region, int]  # messages that this process may have sent or booked there, ever
-
-
-@dataclass(slots=True)
 class _Run:
-    """Messages that follow one another to one Region: a batch for its lane."""
+    """Messages that follow one another to one Region: a batch for its lane. `split`: the shares when it began."""
 
     choice: Choice
-    look: _Look
+    priority: Priority
+    serving: frozenset[Region]  # that its messages may go to
+    split: Mapping[Region, float]
+    upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
+    looked_at: float
     length: int  # messages, at most
     receive: float  # which one its messages came with: those of one are claimed, and so sent, together
     count: int = 1
@@ -135,9 +126,9 @@ class Board:
         self._credit = {region: random.random() for region in regions}  # so that dispatchers do not start in step
         self._shadow_credit = dict(self._credit)
         self._booked = 0  # messages on their way to any Region
-        self._exact = policy is Policy.INVERSE_DEPTH or shadow is not None  # each message is looked at on its own
-        self._looks: dict[tuple[Priority, frozenset[Region]], _Look] = {}
         self._run: _Run | None = None
+        self._looked_at = -math.inf  # for `has_room`
+        self._room_upto = 0  # messages that this process may have sent or booked anywhere, ever, as seen then
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]
         self._believed = True  # the projections were right of late
@@ -180,7 +171,7 @@ class Board:
         self.notify()
 
     def _take(self, region: Region, place: _Place, depth: Depth, begun: tuple[float, int]) -> None:
-        self._look_anew()
+        self._look_again()
         place.known_at, place.own_shown = begun
         disturbed = place.rescuing_since is not None or (self._fleet is not None and region in self._fleet.rescuing)
         place.projection.post(depth, place.known_at, disturbed=disturbed)
@@ -236,7 +227,7 @@ class Board:
         before = breaker.state
         breaker.record(succeeded, self._now())
         if breaker.state is not before:
-            self._look_anew()
+            self._look_again()
         self.notify()
 
     def capacity(self, region: Region) -> Capacity:
@@ -254,7 +245,7 @@ class Board:
 
         `gone`: it is the last, and nothing more will be sent.
         """
-        self._look_anew()
+        self._look_again()
         now = self._reported_at = self._now()
         sharing = self.dispatchers()
         for region, place in self._places.items():
@@ -282,7 +273,7 @@ class Board:
         """Take the others' reports, as they were when ours was written; we may use what nobody had set aside."""
         if self._fleet is None:
             raise ValueError("this board was made for a dispatcher that is alone")
-        self._look_anew()
+        self._look_again()
         self._fleet.learn(others, self._now(), self._reported_at)
         for place in self._places.values():
             place.answered = place.asked
@@ -418,62 +409,38 @@ class Board:
         serving = self.serving(model)
         if choice := self._follow_run(flight, serving, priority, without):
             return choice
-        out = frozenset(region for region in self._places if region not in serving or region in without)
-        look, room = self._look(priority, out)
-        for region in allot(look.split, self._credit, 1, room):
+        views = self.views()
+        out = {region for region in views if region not in serving or region in without}
+        policy = self.policy
+        split = shares(views, policy, k=self._k, priority=priority, without=out)
+        room = {region: views[region].budget(priority) for region in split}
+        for region in allot(split, self._credit, 1, room):
             shadow = None
             if self._shadow:
-                shadowed = self._allotted(look.views, self._shadow, self._shadow_credit, 1, priority, out)
-                shadow = next(iter(shadowed), None)
-            view, place = look.views[region], self._places[region]
-            choice = Choice(region, look.policy, view.wait_s, shadow)
-            if not view.live:
-                self._look_anew()  # after a probe
-            elif not self._exact:
+                shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
+            view, place = views[region], self._places[region]
+            choice = Choice(region, policy, view.wait_s, shadow)
+            if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
+                upto = place.own.total + place.booked + room[region]
                 length = min(BATCH, max(place.booked, self._booked // len(self._places)))
-                self._run = _Run(choice, look, length, flight.visible_until)
+                self._run = _Run(choice, priority, serving, split, upto, self._now(), length, flight.visible_until)
             self._move(flight, region)
             return choice
         return None
 
-    def _look(self, priority: Priority, without: frozenset[Region]) -> tuple[_Look, dict[Region, int]]:
-        """Return a look at the Regions, and how many messages each may get now; it is new once one may get none."""
-        look = self._looks.get((priority, without))
-        if look and self._now() < look.at + LOOK_S:
-            left = self._left(look)
-            if min(left.values(), default=0) > 0:
-                return look, left
-        views, policy = self.views(), self.policy
-        split = shares(views, policy, k=self._k, priority=priority, without=without)
-        upto = {r: self._places[r].own.total + self._places[r].booked + views[r].budget(priority) for r in split}
-        look = _Look(self._now(), priority, views, policy, split, upto)
-        if not self._exact:
-            if len(self._looks) == LOOKS_MAX:
-                self._looks.clear()
-            self._looks[priority, without] = look
-        return look, self._left(look)
-
-    def _left(self, look: _Look) -> dict[Region, int]:
-        return {r: upto - self._places[r].own.total - self._places[r].booked for r, upto in look.upto.items()}
-
-    def _look_anew(self) -> None:
-        """Something newer is known than what the last looks saw."""
-        self._end_run()
-        self._looks.clear()
-
     def _follow_run(
-        self, flight: Flight, serving: Collection[Region], priority: Priority, without: Collection[Region]
+        self, flight: Flight, serving: frozenset[Region], priority: Priority, without: Collection[Region]
     ) -> Choice | None:
-        """Book a place in the run that goes on; pay for it if it does not."""
+        """Book a place in the run that goes on; pay for it if it does not. Who may go elsewhere has other shares."""
         run = self._run
         if run is None:
             return None
-        region, look = run.choice.region, run.look
+        region = run.choice.region
         place = self._places[region]
-        fits = look.priority is priority and region in serving and region not in without
+        fits = run.priority is priority and run.serving == serving and region not in without
         fits = fits and run.receive == flight.visible_until
-        room = place.own.total + place.booked < look.upto[region]
-        young = self._now() < look.at + LOOK_S
+        room = place.own.total + place.booked < run.upto
+        young = self._now() < run.looked_at + LOOK_S
         if fits and room and young and run.count < run.length:
             run.count += 1
             self._move(flight, region)
@@ -481,13 +448,18 @@ class Board:
         self._end_run()
         return None
 
+    def _look_again(self) -> None:
+        """Something is known that the last looks did not see."""
+        self._end_run()
+        self._looked_at = -math.inf
+
     def _end_run(self) -> None:
         """Pay for what followed the run's first message, which is paid for."""
         if (run := self._run) is None:
             return
         self._run = None
         more = run.count - 1
-        for region, share in run.look.split.items() if more else ():
+        for region, share in run.split.items() if more else ():
             paid = more if region == run.choice.region else 0
             self._credit[region] = min(max(self._credit[region] + more * share - paid, -BATCH), BATCH)
 
@@ -531,8 +503,6 @@ class Board:
 
     def count(self, region: Region, messages: int) -> None:
         """Messages were put into a Region's queue, or fewer than none: taken out of it to go elsewhere."""
-        if messages < 0:
-            self._look_anew()
         place = self._places[region]
         place.own.add(messages, self._now())
         place.projection.sent(messages, self._now())
@@ -639,8 +609,18 @@ class Board:
 
     def room(self, without: Collection[Region] = ()) -> int:
         """Messages that may be routed now, over all Regions but these."""
-        _, left = self._look(Priority.NORMAL, frozenset(without))
-        return sum(left.values())
+        views = self.views()
+        return sum(views[region].budget() for region in shares(views, self.policy, k=self._k, without=without))
+
+    def has_room(self, count: int) -> bool:
+        """Whether at least so many messages may be routed now, as far as a look of a moment ago tells.
+
+        It decides how many are asked for; where each may go is looked at when it is booked.
+        """
+        given = sum([place.own.total + place.booked for place in self._places.values()])
+        if self._now() >= self._looked_at + LOOK_S:
+            self._looked_at, self._room_upto = self._now(), given + self.room()
+        return self._room_upto - given >= count
 
     def out_of_play(self, region: Region) -> bool:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""

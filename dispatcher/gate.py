@@ -31,9 +31,10 @@ class Gate:
         free = self.in_flight.free
         if free <= 0:
             return 0
-        room = self.board.room()
+        seekers = free + self.in_flight.asked + len(self.in_flight) - self.in_flight.placed  # at most
+        room = seekers if self.board.has_room(seekers) else self.board.room()
         if self._holding(room) is not None:
             return 0
-        if room >= free + self.in_flight.asked + len(self.in_flight) - self.in_flight.placed:
-            return free  # seen at a glance: what has a place does not look for one
+        if room >= seekers:
+            return free
         return max(0, min(free, room - self.in_flight.unrouted))

@@ -1,6 +1,7 @@
 """Runs: of many messages ten that follow one another go to one Region; shares, thresholds and eligibility hold."""
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 from random import Random
 
@@ -22,9 +23,10 @@ class World:
         threshold: int = 100_000,
         policy: Policy = Policy.FIXED,
         shadow: Policy | None = None,
+        models: Mapping[Region, frozenset[str]] = {},
     ) -> None:
         self.now = 1_000.0
-        rules = {region: RegionRules(weight, threshold, None) for region, weight in weights.items()}
+        rules = {region: RegionRules(weight, threshold, models.get(region)) for region, weight in weights.items()}
         self.board = Board(
             rules, ttl_s=60.0, slots=10_000, random=Random(3), now=lambda: self.now, policy=policy, shadow=shadow
         )
@@ -33,10 +35,15 @@ class World:
         self.flying: list[Flight] = []
 
     def book(
-        self, *, without: tuple[Region, ...] = (), priority: Priority = Priority.NORMAL, receive: float = 1e9
+        self,
+        *,
+        model: str = "m",
+        without: tuple[Region, ...] = (),
+        priority: Priority = Priority.NORMAL,
+        receive: float = 1e9,
     ) -> Region | None:
         flight = Flight(Delivery("m", "r", "{}", {}, None, 0.0, 1), received_at=0.0, visible_until=receive)
-        choice = self.board.book(flight, "m", priority, without)
+        choice = self.board.book(flight, model, priority, without)
         self.flying.append(flight)
         return choice.region if choice else None
 
@@ -99,6 +106,20 @@ def test_shares_are_kept_while_a_third_region_is_full() -> None:
     assert got[A] == pytest.approx(2400, abs=3 * BATCH)
 
 
+def test_shares_are_kept_among_messages_that_may_not_all_go_everywhere() -> None:
+    """Who goes along in a run is paid for by the shares of whoever began it: they must be its own."""
+    world = World({A: 1.0, B: 2.0, C: 1.0}, models={C: frozenset({"m"})})
+    random, got = Random(5), Counter[tuple[str, Region | None]]()
+    for _ in range(12_000):
+        model = random.choice("mn")
+        got[model, world.book(model=model)] += 1
+        world.land(200)
+    everywhere, elsewhere = (sum(count for (to, _), count in got.items() if to == model) for model in "mn")
+    assert got["n", C] == 0
+    assert got["m", C] == pytest.approx(everywhere / 4, abs=3 * BATCH)
+    assert got["m", A] + got["n", A] == pytest.approx(everywhere / 4 + elsewhere / 3, abs=3 * BATCH)
+
+
 def test_no_run_goes_past_a_threshold() -> None:
     world = World({A: 1.0, B: 1.0}, threshold=57)
     got = Counter(world.busy(500))
@@ -134,9 +155,11 @@ def test_a_run_is_of_one_priority_and_of_one_moment() -> None:
     assert world.board._run is not begun
     begun = world.board._run
     assert begun
-    assert begun.look.priority is Priority.HIGH
+    assert begun.priority is Priority.HIGH
+    world.book(priority=Priority.HIGH)
+    assert world.board._run is begun
     world.now += 2 * LOOK_S
-    world.book()
+    world.book(priority=Priority.HIGH)
     assert world.board._run is not begun
 
 
