@@ -36,6 +36,7 @@ ENVIRONMENTS = ROOT / ".venv-bench"
 LATENCIES_MS = "10,80,150"
 FLOORS_MS = {HOME: 15.0, "us-west-2": 50.0, "eu-west-1": 85.0}
 """Half the home Region's latency (a poll is woken), the table's 5 ms, and half of the Region's own."""
+REPETITIONS = 5
 LOSS_MAX = 0.15  # of a ratio against the stored one
 Runs = dict[str, list[Measured]]
 say = Console(stderr=True)
@@ -216,13 +217,17 @@ def write(found: Mapping[str, Any]) -> None:
 
 
 def check() -> int:
-    """Compare with the stored ratios; what looks like a loss is measured again, since machines have bad minutes."""
+    """Compare with the stored ratios.
+
+    What looks like a loss is measured as often as those were: machines have bad minutes, and the least of many runs is
+    less than that of few.
+    """
     stored = json.loads((HERE / "results.json").read_text())
     contenders = [DEFAULT, *present(QUICK)]
     runs = full(1, contenders)
-    if losses(stored, ratios(runs)):
+    while losses(stored, ratios(runs)) and len(runs[DEFAULT.name]) < REPETITIONS:
         say.print("looks like a loss: measuring more")
-        for name, measured in full(2, contenders).items():
+        for name, measured in full(1, contenders).items():
             runs[name] += measured
     now = ratios(runs)
     worse = losses(stored, now)
@@ -292,7 +297,7 @@ def main() -> int:
             print(json.dumps(found, indent=2) if asked.json else table(runs))
             say.print("wrote benchmarks/results.json, which CI compares with; `git restore` it if this was a try")
             return 0
-        repetitions = asked.repetitions or 5
+        repetitions = asked.repetitions or REPETITIONS
         measured = everything(repetitions)
     except BenchError as fault:
         print(f"bench: {fault}", file=sys.stderr)
