@@ -266,7 +266,15 @@ async def test_what_waits_in_a_withdrawn_region_is_rescued_and_the_ledger_knows_
     await until(deleted, "nothing left where they were")
     for arrival in workers.arrivals:
         assert arrival.text("dispatcher.region") == arrival.region
-    assert (await dispatcher.metrics()).total("rescued_total", outcome="moved") == len(bodies)
+
+    async def moved() -> float:
+        return (await dispatcher.metrics()).total("rescued_total", outcome="moved")
+
+    async def counted() -> bool:
+        return await moved() >= len(bodies)
+
+    await until(counted, "each counted, once its deletion is answered")
+    assert await moved() == len(bodies)
     assert len(dispatcher.logged("message.rescued")) == len(bodies)
     again = requests(60)
     await world.send(again)
