@@ -233,28 +233,20 @@ class Clients:
         return Caller(client, service, region, self.clock, self._metrics, total, self._around)
 
     async def _lean(self, sdk: Any, pool: int, attempts: int, read_timeout_s: float) -> LeanClient:
-        url = sdk.meta.endpoint_url
-        http = aiohttp.ClientSession(
-            connector=_connector(
-                url,
-                self._core.get_config_variable("ca_bundle") or True,
-                limit=pool,
-                keepalive_timeout=KEPT_ALIVE_S,
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
-            headers={
-                "user-agent": f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
-                "accept-encoding": "identity",
-            },
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
+        connector = _connector(
+            sdk.meta.endpoint_url,
+            self._core.get_config_variable("ca_bundle") or True,
+            limit=pool,
+            keepalive_timeout=KEPT_ALIVE_S,
         )
-        await self._stack.enter_async_context(http)
+        await self._stack.enter_async_context(connector)
         return LeanClient(
             sdk,
-            http,
+            connector,
             await self._core.get_credentials(),
             self.clock,
+            user_agent=f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
             attempts=attempts,
             random=Random(),
         )

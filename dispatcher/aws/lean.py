@@ -1,8 +1,9 @@
 """The calls that are made for messages, without the SDK's way there; every other call is the SDK's.
 
 A call of aiobotocore costs about a millisecond of processor time, most of it in what never changes from call to call:
-validation, endpoint rules, events, a user agent. Here is what remains: JSON, a signature, an HTTP request. Credentials
-and endpoints come from the SDK, its parser reads what is no success, and failures are told by `aws/faults.py` as ever.
+validation, endpoint rules, events, a user agent. Here is what remains: JSON, a signature, a POST (`aws/posts.py`).
+Credentials and endpoints come from the SDK, its parser reads what is no success, and failures are told by
+`aws/faults.py` as ever.
 docs/decisions/0009-a-lean-client-is-the-default.md tells why it is trusted; tests/contracts run on both.
 """
 
@@ -29,6 +30,7 @@ from botocore.utils import get_environ_proxies, normalize_url_path
 from yarl import URL
 
 from dispatcher.aws.faults import classify
+from dispatcher.aws.posts import Posts
 from dispatcher.clock import Clock
 from dispatcher.errors import AmbiguousError, Cause
 from dispatcher.policy.backoff import backoff_s
@@ -56,54 +58,52 @@ class Signer:
     """AWS Signature Version 4 of JSON calls: POST, no query, the same headers each time (AWS General Reference)."""
 
     def __init__(self, service: str, region: str, host: str, path: str, more: Mapping[str, str]) -> None:
-        self._scope = f"{region}/{service}/aws4_request"
-        self._key_parts = region, service
+        self._scope = region, service, "aws4_request"
         self._path = quote(normalize_url_path(path), safe="/~")
         self._sent = {"content-type": _JSON, **{name.lower(): value for name, value in more.items()}}
-        self._fixed = {**self._sent, "host": host}  # which HTTP adds by itself
-        self._key_of: tuple[str, str] = "", ""  # the secret and the day that the key below was made from
-        self._key = b""
-        self._forms = {with_token: self._form(with_token) for with_token in (False, True)}
+        self._host = host  # signed; HTTP adds it by itself
+        self._kept_for: tuple[str, str, str | None, str] | None = None  # whose, and of which day, the rest is
 
     def headers(
         self, target: str, body: bytes, at: float, access: str, secret: str, token: str | None
     ) -> dict[str, str]:
-        """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself."""
+        """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself.
+
+        Raises ValueError for credentials that are not one line.
+        """
         moment = _moment(int(at))
-        day = moment[:8]
-        listed, form = self._forms[bool(token)]
-        request = form.format(date=moment, target=target, token=token, body=hashlib.sha256(body).hexdigest())
-        scope = f"{day}/{self._scope}"
+        if self._kept_for != (access, secret, token, moment[:8]):
+            self._keep(access, secret, token, moment[:8])
+        before, between, after = self._form
+        request = f"{before}{moment}{between}{target}{after}{hashlib.sha256(body).hexdigest()}"
         digest = hashlib.sha256(request.encode()).hexdigest()
-        if self._key_of != (secret, day):
-            self._key_of, self._key = (secret, day), self._derived(secret, day)
-        signature = hmac.digest(self._key, f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}".encode(), "sha256").hex()
-        credential = f"AWS4-HMAC-SHA256 Credential={access}/{scope}"
-        signed = {
-            **self._sent,
+        to_sign = f"AWS4-HMAC-SHA256\n{moment}\n{self._day_scope}\n{digest}"
+        signature = hmac.digest(self._key, to_sign.encode(), "sha256").hex()
+        return {
+            **self._sent_with_token,
             "x-amz-date": moment,
             "x-amz-target": target,
-            "authorization": f"{credential}, SignedHeaders={listed}, Signature={signature}",
+            "authorization": f"{self._authorization}{signature}",
         }
-        if token:
-            signed["x-amz-security-token"] = token
-        return signed
 
-    def _form(self, with_token: bool) -> tuple[str, str]:
-        """Return the names of the signed headers, and the canonical request with places for what changes."""
-        lines = {name: _literal(value) for name, value in self._fixed.items()}
-        lines |= {"x-amz-date": "{date}", "x-amz-target": "{target}"}
-        if with_token:
-            lines["x-amz-security-token"] = "{token}"
+    def _keep(self, access: str, secret: str, token: str | None, day: str) -> None:
+        """Make what is the same for all calls of a day with these credentials."""
+        if not f"{access}{token or ''}".isprintable():
+            raise ValueError("credentials with a line break or another control character")
+        self._sent_with_token = {**self._sent, "x-amz-security-token": token} if token else self._sent
+        lines = {**self._sent_with_token, "host": self._host, "x-amz-date": "\0", "x-amz-target": "\0"}
         listed = ";".join(sorted(lines))
         headers = "".join(f"{name}:{lines[name]}\n" for name in sorted(lines))
-        return listed, f"POST\n{_literal(self._path)}\n\n{headers}\n{listed}\n{{body}}"
-
-    def _derived(self, secret: str, day: str) -> bytes:
-        key = f"AWS4{secret}".encode()
-        for part in (day, *self._key_parts, "aws4_request"):
-            key = hmac.digest(key, part.encode(), "sha256")
-        return key
+        before, between, after = f"POST\n{self._path}\n\n{headers}\n{listed}\n".split("\0")
+        self._form = before, between, after
+        self._day_scope = "/".join((day, *self._scope))
+        self._authorization = (
+            f"AWS4-HMAC-SHA256 Credential={access}/{self._day_scope}, SignedHeaders={listed}, Signature="
+        )
+        self._key = f"AWS4{secret}".encode()
+        for part in (day, *self._scope):
+            self._key = hmac.digest(self._key, part.encode(), "sha256")
+        self._kept_for = access, secret, token, day
 
 
 class LeanClient:
@@ -117,22 +117,25 @@ class LeanClient:
     def __init__(
         self,
         sdk: Any,
-        http: aiohttp.ClientSession,
+        connector: aiohttp.TCPConnector,
         credentials: Any,
         clock: Clock,
         *,
+        user_agent: str,
+        timeout: aiohttp.ClientTimeout,
         attempts: int,
         random: Random,
     ) -> None:
         self._sdk = sdk
-        self._http = http
+        self._connector = connector
+        self._fixed = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
+        self._timeout = timeout
         self._credentials = credentials
         self._clock = clock
-        self._proxy: str | None = None
         self._attempts = attempts
         self._random = random
         self._quota = RetryQuota()
-        self._url: URL | None = None  # once the first call has found it out
+        self._posts: Posts | None = None  # once the first call has found out where to
         self._model = sdk.meta.service_model
         self._members: dict[str, dict[str, type]] = {}  # of each answer; a list is one of objects
         for name, operation in OPERATIONS.items():
@@ -159,7 +162,7 @@ class LeanClient:
                 return answer
         raise AssertionError("there is at least one attempt")
 
-    async def _find(self) -> URL:
+    async def _find(self) -> Posts:
         """Learn from the SDK where it would call, and how it would sign: it resolves both anew for each call."""
         operation, parameters = _ASKED[self._model.service_name]
         signed = URL(await self._sdk.generate_presigned_url(operation, parameters))
@@ -167,17 +170,18 @@ class LeanClient:
         self._target = _TARGETS[service]
         # what makes SQS say its old error codes beside the new ones, as it says them to the SDK
         more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
-        self._url = signed.with_query(None)
-        self._proxy = ProxyConfiguration(get_environ_proxies(str(self._url))).proxy_url_for(str(self._url))
-        self._signer = Signer(service, region, signed.host_port_subcomponent or "", signed.raw_path, more)
-        return self._url
+        url = signed.with_query(None)
+        self._signer = Signer(service, region, url.host_port_subcomponent or "", url.raw_path, more)
+        proxy = ProxyConfiguration(get_environ_proxies(str(url))).proxy_url_for(str(url))
+        self._posts = Posts(self._connector, url, self._fixed, proxy=proxy, timeout=self._timeout)
+        return self._posts
 
     async def _try(self, operation: str, body: bytes) -> dict[str, Any]:
-        url = self._url or await self._find()
+        post = self._posts or await self._find()
         credentials = await self._credentials.get_frozen_credentials() if self._credentials else None
         if credentials is None:
             raise NoCredentialsError
-        headers = self._signer.headers(
+        signed = self._signer.headers(
             f"{self._target}.{operation}",
             body,
             self._clock.now(),
@@ -185,18 +189,15 @@ class LeanClient:
             credentials.secret_key,
             credentials.token,
         )
-        posted = self._http.post(url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False)
-        async with posted as response:
-            said = await response.read()
-            if response.status >= 300:
-                raise self._refusal(operation, response, said)
-            answer = self._checked(operation, orjson.loads(said) if said else {})
-            if operation == "ReceiveMessage":
-                _read_binaries(answer)
-            date = response.headers.get("Date")
-            headers = {"date": date} if date else {}
-            answer["ResponseMetadata"] = {"HTTPStatusCode": response.status, "HTTPHeaders": headers}
-            return answer
+        status, headers, said = await post(signed, body)
+        if status >= 300:
+            raise self._refusal(operation, status, headers, said)
+        answer = self._checked(operation, orjson.loads(said) if said else {})
+        if operation == "ReceiveMessage":
+            _read_binaries(answer)
+        date = headers.get("Date")
+        answer["ResponseMetadata"] = {"HTTPStatusCode": status, "HTTPHeaders": {"date": date} if date else {}}
+        return answer
 
     def _checked(self, operation: str, answer: Any) -> dict[str, Any]:
         """Raise ResponseParserError for what is JSON, but no answer: then nobody knows what was done."""
@@ -210,12 +211,12 @@ class LeanClient:
                 raise ResponseParserError(f"{operation}: {name} is not what it should be")
         return answer
 
-    def _refusal(self, operation: str, response: aiohttp.ClientResponse, said: bytes) -> ClientError:
+    def _refusal(self, operation: str, status: int, headers: Mapping[str, str], said: bytes) -> ClientError:
         """What the SDK's own parser makes of it."""
-        headers = {name.lower(): value for name, value in response.headers.items()}
+        headers = {name.lower(): value for name, value in headers.items()}
         model = self._model.operation_model(operation)
         parser = create_parser(self._model.resolved_protocol)
-        read = parser.parse({"status_code": response.status, "headers": headers, "body": said}, model.output_shape)
+        read = parser.parse({"status_code": status, "headers": headers, "body": said}, model.output_shape)
         return ClientError(read, operation)
 
 
@@ -224,10 +225,6 @@ def _kind(shape: Any) -> type:
     if shape.type_name == "list" and shape.member.type_name == "structure":
         return list
     return dict if shape.type_name in ("map", "structure") else object
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 @lru_cache(maxsize=4)

@@ -148,6 +148,7 @@ async def test_a_request_is_the_sdk_s(far: Far, operation: str) -> None:
     assert lean_body == sdk_body
     for name in ("X-Amz-Target", "Content-Type", "X-Amz-Security-Token", "X-Amzn-Query-Mode", "Accept-Encoding"):
         assert lean.get(name) == sdk.get(name), name
+    assert {name.lower() for name in sdk} >= {name.lower() for name in lean}, "it says nothing that the SDK does not"
     assert lean["User-Agent"] == sdk["User-Agent"]
     assert "regional-dispatcher/" in lean["User-Agent"]
     signed = {side["Authorization"].split("SignedHeaders=")[1].split(",")[0] for side in (sdk, lean)}
