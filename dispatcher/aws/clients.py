@@ -6,7 +6,7 @@ Certificate authorities are read once, whoever makes the calls.
 """
 
 import asyncio
-import ssl
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
@@ -17,15 +17,14 @@ from typing import Any, Literal
 
 import aioboto3
 import aiobotocore.session
-import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.httpsession import create_urllib3_context, get_cert_path
+from botocore.utils import get_environ_proxies
 
 from dispatcher import __version__
 from dispatcher.aws.faults import classify
 from dispatcher.aws.lean import LeanClient
+from dispatcher.aws.posts import Http
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import AwsClient, Region
@@ -33,7 +32,6 @@ from dispatcher.telemetry.metrics import ANSWERED, RETRIED, Metrics
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
-KEPT_ALIVE_S = 12.0  # a connection that nobody uses; as in aiobotocore
 
 Service = Literal["sqs", "dynamodb"]
 Around = Callable[[str, str, Region], AbstractContextManager[Any]]
@@ -45,44 +43,6 @@ def plainly(_service: str, _operation: str, _region: Region) -> AbstractContextM
 
 
 _NOTHING = nullcontext()
-
-
-class HostCheckingSession(AIOHTTPSession):
-    """aiobotocore before 3.9.0 leaves host names to urllib3, which is not there: any trusted certificate would do."""
-
-    _max_pool_connections: int  # theirs, which the stubs leave out
-    _connector_args: dict[str, Any]
-    _verify: bool | str
-
-    def _get_ssl_context(self) -> ssl.SSLContext:
-        context: ssl.SSLContext = super()._get_ssl_context()  # type: ignore[misc]  # as above
-        context.check_hostname = True
-        return context
-
-    async def send(self, request: Any) -> Any:
-        self._url = str(request.url)
-        return await super().send(request)
-
-    def _create_connector(self, proxy_url: str | None) -> aiohttp.TCPConnector:
-        if proxy_url:
-            connector: aiohttp.TCPConnector = super()._create_connector(proxy_url)  # type: ignore[misc]  # as above
-            return connector
-        return _connector(self._url, self._verify, limit=self._max_pool_connections, **self._connector_args)
-
-
-def _connector(url: str, verify: bool | str, **more: Any) -> aiohttp.TCPConnector:
-    """An emulator without TLS needs no certificates, and reading them costs more than its first calls."""
-    authorities = verify if isinstance(verify, str) else get_cert_path(verify)
-    return aiohttp.TCPConnector(ssl=url.startswith("http://") or trusting(authorities), **more)
-
-
-@lru_cache
-def trusting(authorities: str) -> ssl.SSLContext:
-    """Return a context that trusts the certificate authorities of a file, and checks host names."""
-    context: ssl.SSLContext = create_urllib3_context()
-    context.check_hostname = True
-    context.load_verify_locations(authorities)
-    return context
 
 
 class Caller:
@@ -220,7 +180,7 @@ class Clients:
             retries={"mode": "standard", "total_max_attempts": attempts},
             user_agent=self._user_agent,
             parameter_validation=self._validates,
-            http_session_cls=HostCheckingSession,  # merging configs would drop it: AioConfig.merge of 2.25.1
+            http_session_cls=Http,  # type: ignore[arg-type]  # made and asked like theirs; merging configs would drop it: AioConfig.merge of 2.25.1
         )
         opening = self._session.client(service, region_name=region, config=config)
         try:
@@ -233,20 +193,19 @@ class Clients:
         return Caller(client, service, region, self.clock, self._metrics, total, self._around)
 
     async def _lean(self, sdk: Any, pool: int, attempts: int, read_timeout_s: float) -> LeanClient:
-        connector = _connector(
-            sdk.meta.endpoint_url,
-            self._core.get_config_variable("ca_bundle") or True,
-            limit=pool,
-            keepalive_timeout=KEPT_ALIVE_S,
+        http = Http(
+            timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
+            proxies=get_environ_proxies(sdk.meta.endpoint_url),
+            verify=self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE", True),
+            max_pool_connections=pool,
         )
-        await self._stack.enter_async_context(connector)
+        await self._stack.enter_async_context(http)
         return LeanClient(
             sdk,
-            connector,
+            http,
             await self._core.get_credentials(),
             self.clock,
             user_agent=f"{self._user_agent} {self._core.user_agent_extra}",  # as the SDK ends it
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
             attempts=attempts,
             random=Random(),
         )

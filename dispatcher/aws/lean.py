@@ -20,17 +20,15 @@ from types import NoneType
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.httpsession import ProxyConfiguration
 from botocore.parsers import ResponseParserError, create_parser
 from botocore.retries.quota import RetryQuota
-from botocore.utils import get_environ_proxies, normalize_url_path
+from botocore.utils import normalize_url_path
 from yarl import URL
 
 from dispatcher.aws.faults import classify
-from dispatcher.aws.posts import Posts
+from dispatcher.aws.posts import Http, Posts
 from dispatcher.clock import Clock
 from dispatcher.errors import AmbiguousError, Cause
 from dispatcher.policy.backoff import backoff_s
@@ -67,10 +65,7 @@ class Signer:
     def headers(
         self, target: str, body: bytes, at: float, access: str, secret: str, token: str | None
     ) -> dict[str, str]:
-        """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself.
-
-        Raises ValueError for credentials that are not one line.
-        """
+        """Return the headers of a call at `at` (epoch seconds), but for those that HTTP adds by itself."""
         moment = _moment(int(at))
         if self._kept_for != (access, secret, token, moment[:8]):
             self._keep(access, secret, token, moment[:8])
@@ -88,8 +83,6 @@ class Signer:
 
     def _keep(self, access: str, secret: str, token: str | None, day: str) -> None:
         """Make what is the same for all calls of a day with these credentials."""
-        if not f"{access}{token or ''}".isprintable():
-            raise ValueError("credentials with a line break or another control character")
         self._sent_with_token = {**self._sent, "x-amz-security-token": token} if token else self._sent
         lines = {**self._sent_with_token, "host": self._host, "x-amz-date": "\0", "x-amz-target": "\0"}
         listed = ";".join(sorted(lines))
@@ -117,19 +110,17 @@ class LeanClient:
     def __init__(
         self,
         sdk: Any,
-        connector: aiohttp.TCPConnector,
+        http: Http,
         credentials: Any,
         clock: Clock,
         *,
         user_agent: str,
-        timeout: aiohttp.ClientTimeout,
         attempts: int,
         random: Random,
     ) -> None:
         self._sdk = sdk
-        self._connector = connector
-        self._fixed = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
-        self._timeout = timeout
+        self._http = http
+        self._user_agent = user_agent
         self._credentials = credentials
         self._clock = clock
         self._attempts = attempts
@@ -172,8 +163,7 @@ class LeanClient:
         more = {"x-amzn-query-mode": "true"} if service == "sqs" else {}
         url = signed.with_query(None)
         self._signer = Signer(service, region, url.host_port_subcomponent or "", url.raw_path, more)
-        proxy = ProxyConfiguration(get_environ_proxies(str(url))).proxy_url_for(str(url))
-        self._posts = Posts(self._connector, url, self._fixed, proxy=proxy, timeout=self._timeout)
+        self._posts = self._http.to(url, {"User-Agent": self._user_agent})
         return self._posts
 
     async def _try(self, operation: str, body: bytes) -> dict[str, Any]:

@@ -1,16 +1,33 @@
-"""HTTP POSTs to one address, over aiohttp's connections but without its session.
+"""HTTP POSTs, over aiohttp's connections but without its session: what both kinds of client make their calls with.
 
-Of what a small call costs, the session is more than half: it makes a request and a response with their multidicts,
+Of what a small call costs, that session is more than half: it makes a request and a response with their multidicts,
 filters cookies and looks for redirects, anew each time. Below it aiohttp keeps the pool, connects, speaks TLS and to
 proxies, limits the time and reads what comes; all of that is used here, as the session uses it.
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
 import aiohttp
+from aiobotocore.awsrequest import AioAWSResponse
+from aiohttp.http_exceptions import BadStatusLine
+from botocore.exceptions import (
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.httpsession import ProxyConfiguration, create_urllib3_context, get_cert_path, mask_proxy_url
 from yarl import URL
+
+KEPT_ALIVE_S = 12.0  # a connection that nobody uses; as in aiobotocore
+_SAID_HERE = {"content-length", "host", "accept-encoding"}
 
 
 class Answer(NamedTuple):
@@ -20,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Posts:
-    """`fixed`: headers that are the same each time. They and those of a call are for the caller to keep in one line."""
+    """POSTs to one address. `fixed`: headers that are the same each time."""
 
     def __init__(
         self,
@@ -36,7 +53,7 @@ class Posts:
         by = URL(proxy) if proxy else None
         # what the connector asks, to know where to connect
         self._to = aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop(), proxy=by)
-        lines = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", **fixed}
+        lines = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "identity", **fixed}
         target = url.raw_path_qs
         if by is not None and url.scheme == "http":  # it reads the request; https goes through a tunnel
             target = str(url)
@@ -73,4 +90,104 @@ class Posts:
 
 
 def _lines(headers: Mapping[str, str]) -> str:
+    values = "".join(headers.values())
+    if "\r" in values or "\n" in values or "\0" in values:
+        raise ValueError("a header of several lines, of credentials perhaps")
     return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+
+
+class Http:
+    """The connections of one client.
+
+    Made as the SDK makes its own (this is its `http_session_cls`), with seconds to connect and to read. Unlike the
+    SDK's it checks host names, which aiobotocore before 3.9.0 leaves to urllib3, which is not there, and certificates
+    behind a proxy.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: tuple[float, float],
+        proxies: Mapping[str, str] | None,
+        verify: bool | str,
+        max_pool_connections: int,
+        **_: Any,
+    ) -> None:
+        connect_s, read_s = timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
+        self._proxies = ProxyConfiguration(proxies)
+        self._authorities = verify if isinstance(verify, str) else get_cert_path(verify)
+        self._limit = max_pool_connections
+        self._connector: aiohttp.TCPConnector | None = None
+        self._posts: dict[str, Posts] = {}  # the SDK's, by address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._connector is not None:
+            await self._connector.close()
+
+    def to(self, url: URL, fixed: Mapping[str, str]) -> Posts:
+        if self._connector is None:
+            # an emulator without TLS needs no certificates, and reading them costs more than its first calls
+            trusted = url.scheme == "http" or trusting(self._authorities)
+            self._connector = aiohttp.TCPConnector(ssl=trusted, limit=self._limit, keepalive_timeout=KEPT_ALIVE_S)
+        return Posts(self._connector, url, fixed, proxy=self._proxies.proxy_url_for(str(url)), timeout=self._timeout)
+
+    async def send(self, request: Any) -> AioAWSResponse:
+        """Make the SDK's call, as it has prepared it. Raises the SDK's errors."""
+        url: str = request.url
+        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in _SAID_HERE}
+        try:
+            if (post := self._posts.get(url)) is None:
+                post = self._posts[url] = self.to(URL(url, encoded=True), {})
+            answer = await post(headers, request.body or b"")
+        except Exception as fault:
+            raise self._in_the_sdk_s_words(fault, url) from fault
+        found: Any = {name.lower(): value for name, value in answer.headers.items()}
+        return AioAWSResponse(url, answer.status, found, _Read(answer.body))
+
+    def _in_the_sdk_s_words(self, fault: Exception, url: str) -> Exception:
+        """Its repeats, and `aws/faults.py`, go by these classes."""
+        match fault:
+            case aiohttp.ClientSSLError():
+                return SSLError(endpoint_url=url, error=fault)
+            case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+                proxy = mask_proxy_url(self._proxies.proxy_url_for(url))
+                return ProxyConnectionError(proxy_url=proxy, error=fault)
+            case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | BadStatusLine():
+                return ConnectionClosedError(endpoint_url=url, error=fault)
+            case aiohttp.ConnectionTimeoutError():
+                return ConnectTimeoutError(endpoint_url=url, error=fault)
+            case TimeoutError():
+                return ReadTimeoutError(endpoint_url=url, error=fault)
+            case aiohttp.ClientConnectionError() | OSError():
+                return EndpointConnectionError(endpoint_url=url, error=fault)
+            case _:
+                return HTTPClientError(error=fault)
+
+
+class _Read(NamedTuple):
+    """An answer's body, as the SDK asks for it."""
+
+    body: bytes
+
+    async def read(self) -> bytes:
+        return self.body
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+@lru_cache
+def trusting(authorities: str) -> ssl.SSLContext:
+    """Return a context that trusts the certificate authorities of a file, and checks host names."""
+    context: ssl.SSLContext = create_urllib3_context()
+    context.check_hostname = True
+    context.load_verify_locations(authorities)
+    return context

@@ -5,19 +5,23 @@ Whatever both sides do alike is asked of the SDK first, so that no expectation h
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from aiohttp import web
+from botocore.httpsession import get_cert_path
 
-from dispatcher.aws.clients import Clients, trusting
+from dispatcher.aws.clients import Clients
 from dispatcher.aws.lean import OPERATIONS, LeanClient
+from dispatcher.aws.posts import trusting
 from dispatcher.clock import Clock
-from dispatcher.errors import AwsError, Cause
+from dispatcher.errors import AwsError, Cause, RefusedError
 from dispatcher.model import AwsClient, Region
 from dispatcher.telemetry.metrics import Metrics
 
@@ -384,12 +388,18 @@ async def test_a_proxy_s_password_is_in_no_fault(far: Far, monkeypatch: pytest.M
     assert "SECRET" not in str(refused.value)
 
 
-async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hundred and forty certificates for every client would hold the loop up for a second at thirty Regions."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", far.endpoint.replace("http://", "https://"))
+    bundle = shutil.copy(str(get_cert_path(True)), tmp_path)
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)  # which the SDK goes by then
     trusting.cache_clear()
-    async with Clients(Clock(), Metrics.unread(), kind=AwsClient.LEAN) as clients:
-        for _ in range(3):
-            await clients.open("sqs", HOME, pool=1, attempts=1)
-        read = trusting.cache_info()
-    assert (read.misses, read.hits) == (1, 2)
+    for kind in BOTH:
+        async with Clients(Clock(), Metrics.unread(), kind=kind) as clients:
+            for _ in range(2):
+                caller = await clients.open("sqs", HOME, pool=1, attempts=1)
+                with pytest.raises(RefusedError):  # nobody speaks TLS there
+                    await caller("receive_message", QueueUrl="q")
+    read = trusting.cache_info()
+    assert (read.misses, read.hits) == (1, 3)

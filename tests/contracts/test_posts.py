@@ -170,3 +170,12 @@ async def test_nobody_there_says_that_nothing_was_sent() -> None:
             await nobody({}, b"body")
         with pytest.raises(aiohttp.ClientConnectionError):  # closed, as at the end of the process
             await post({}, b"body")
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-More: 1", "a\nb", "a\0"])
+async def test_a_header_of_several_lines_is_not_sent(value: str) -> None:
+    far = Far()
+    async with posting(far) as post:
+        with pytest.raises(ValueError, match="several lines"):
+            await post({"X-Token": value}, b"body")
+    assert not far.heads

@@ -1,13 +1,14 @@
 """Clients must refuse a server whose certificate is trusted but made out to another host.
 
 aiobotocore before 3.9.0 sets the certificate bundle and leaves the check of the host name to urllib3, which it does
-not use: without our own session class anybody with any trusted certificate could play AWS.
+not use, and behind a proxy it checks nothing: without our own (`aws/posts.py`) anybody could play AWS.
 """
 
+import asyncio
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -192,6 +193,47 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
         assert not asked
 
 
+@asynccontextmanager
+async def _tunnel() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A proxy that knows CONNECT; yield its address and what it was asked."""
+    asked: list[bytes] = []
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while some := await reader.read(65536):
+                writer.write(some)
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        host, _, port = asked[-1].split()[1].decode().partition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pipe(reader, back), pipe(there, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+
+
+@pytest.mark.parametrize(("name", "refused"), [("localhost", False), ("other.example", True)])
+async def test_certificates_are_checked_behind_a_proxy_too(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: AwsClient, name: str, refused: bool
+) -> None:
+    """aiobotocore 2.25.1 checks none there."""
+    async with _serving(authority.server_context(x509.DNSName(name))) as (endpoint, asked), _tunnel() as (proxy, came):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        monkeypatch.setenv("NO_PROXY", "")
+        if refused:
+            with pytest.raises(RefusedError):
+                await _receive(kind)
+        else:
+            await _receive(kind)
+        assert came, "the proxy was not asked"
+        assert asked == ([] if refused else ["AmazonSQS.ReceiveMessage"])
+
+
 @pytest.mark.parametrize("service", ["sqs", "dynamodb"])
 async def test_every_service_checks(authority: Authority, monkeypatch: pytest.MonkeyPatch, service: Any) -> None:
     operations: dict[str, Callable[[], str]] = {"sqs": lambda: "list_queues", "dynamodb": lambda: "list_tables"}
@@ -205,7 +247,7 @@ async def test_every_service_checks(authority: Authority, monkeypatch: pytest.Mo
 
 
 async def test_the_hole_is_real_in_the_sdk_that_we_pin(authority: Authority) -> None:
-    """Should this ever fail, the SDK has been mended: then our session class can go, and this test with it."""
+    """Should this ever fail, the SDK has been mended: then `Http` need not stand in for it, and this test can go."""
     async with _serving(authority.server_context(x509.DNSName("other.example"))) as (endpoint, asked):
         async with get_session().create_client("sqs", region_name=REGION, endpoint_url=endpoint) as client:
             await client.list_queues()
