@@ -391,7 +391,7 @@ async def test_a_proxy_s_password_is_in_no_fault(far: Far, monkeypatch: pytest.M
 async def test_authorities_are_read_once(far: Far, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hundred and forty certificates for every client would hold the loop up for a second at thirty Regions."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", far.endpoint.replace("http://", "https://"))
-    bundle = shutil.copy(str(get_cert_path(True)), tmp_path)
+    bundle = str(shutil.copy(str(get_cert_path(True)), tmp_path))
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)  # which the SDK goes by then
     trusting.cache_clear()
