@@ -12,7 +12,6 @@ Every write but the first names the token of the claim that it changes: who lost
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from functools import cache
 from typing import Any, Self
 
 from dispatcher.aws.clients import Caller
@@ -147,7 +146,7 @@ class Ledger:
             await self._write(
                 "put_item",
                 # a twin of a lower generation that finishes a claim leaves nothing of the higher one to do
-                Item=self._item(request, self._stamps("claimed_at")) | {"generation": {"N": str(old.generation)}},
+                Item=_own(request) | self._alike(State.CLAIMED) | {"generation": {"N": str(old.generation)}},
                 ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
                 ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
                 ExpressionAttributeValues={
@@ -285,9 +284,8 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        stamps = self._stamps("claimed_at")
-        items = [self._item(request, stamps) for request in requests]
-        text = _inserting(self._table, *items[0])
+        items = [_own(request) for request in requests]
+        text = _inserting(self._table, [*items[0]], self._alike(State.CLAIMED))
         return await self._statements([{"Statement": text, "Parameters": [*item.values()]} for item in items])
 
     async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
@@ -295,7 +293,7 @@ class Ledger:
             try:
                 await self._write(
                     "put_item",
-                    Item=self._item(request, self._stamps("claimed_at")),
+                    Item={**_own(request), **self._alike(State.CLAIMED)},
                     ConditionExpression="attribute_not_exists(request_id)",
                 )
             except (_ConditionError, AwsError) as refusal:
@@ -331,44 +329,32 @@ class Ledger:
         found = {_text(item, "request_id", "S"): item for item in items if item}
         return [found.get(request_id) for request_id in request_ids]
 
-    def _stamps(self, written: str) -> Item:
-        """When it is written, and how long it is remembered: the same for a whole batch."""
+    def _alike(self, state: State) -> Item:
+        """What a whole batch that is written now has in common: its state, when, and how long it is remembered."""
         now = self._clock.now()
-        return {written: {"N": _number(now)}, "expires_at": {"N": str(int(now + self._retention_s))}}
-
-    def _item(self, request: ClaimRequest, stamps: Item) -> Item:
-        message = request.message
         return {
-            "request_id": {"S": message.request_id},
-            "state": {"S": State.CLAIMED},
-            "owner": {"S": request.token},
-            "lease_end": {"N": _number(request.lease_end)},
-            **_chosen(request.choice),
-            "work": {"S": message.work},
-            "generation": {"N": str(message.generation)},
-            "source_message_id": {"S": request.source_message_id},
-            **stamps,
+            "state": {"S": state},
+            f"{state}_at": {"N": _number(now)},
+            "expires_at": {"N": str(int(now + self._retention_s))},
         }
 
     # --- confirmations -----------------------------------------------------------------------------------------
 
-    def _confirmations(self, sqs_message_ids: Sequence[str]) -> list[Item]:
-        same: Item = {"state": {"S": State.DISPATCHED}, "lease_end": {"N": "0"}, **self._stamps("dispatched_at")}
-        return [{**same, "sqs_message_id": {"S": sqs_message_id or "-"}} for sqs_message_id in sqs_message_ids]
+    def _confirmed(self) -> Item:
+        return {**self._alike(State.DISPATCHED), "lease_end": {"N": "0"}}
 
     async def _confirm_batch(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
-        changes = self._confirmations([sqs_message_id for _, sqs_message_id in confirmations])
-        text = _updating(self._table, *changes[0])
+        text = _updating(self._table, ["sqs_message_id"], self._confirmed())
         statements = [
-            {"Statement": text, "Parameters": [*change.values(), {"S": claim.request_id}, {"S": claim.token}]}
-            for (claim, _), change in zip(confirmations, changes, strict=True)
+            {"Statement": text, "Parameters": [{"S": sent_as or "-"}, {"S": claim.request_id}, {"S": claim.token}]}
+            for claim, sent_as in confirmations
         ]
         outcomes = await self._statements(statements)
         return [LeaseLostError("confirm") if isinstance(o, _ConditionError) else o for o in outcomes]
 
     async def _confirm_each(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
         async def one(claim: Claimed, sqs_message_id: str) -> Exception | None:
-            (changes,) = self._confirmations([sqs_message_id])
+            changes = {**self._confirmed(), "sqs_message_id": {"S": sqs_message_id or "-"}}
             sets = ", ".join(f"#{name} = :{name}" for name in changes)
             try:
                 await self._write(
@@ -465,16 +451,36 @@ def _member_outcome(response: Mapping[str, Any] | None) -> Exception | None:
     return RefusedError(cause_of(code) or Cause.REFUSED, f"{code}: {error.get('Message') or ''}", code)
 
 
-@cache
-def _inserting(table: str, *names: str) -> str:
-    fields = ", ".join(f"'{name}': ?" for name in names)
-    return f'INSERT INTO "{table}" VALUE {{{fields}}}'
+def _inserting(table: str, names: Sequence[str], alike: Item) -> str:
+    """A statement with a parameter for each of `names`; what is alike in a batch stands in it."""
+    fields = [f"'{name}': ?" for name in names] + [f"'{name}': {_literal(value)}" for name, value in alike.items()]
+    return f'INSERT INTO "{table}" VALUE {{{", ".join(fields)}}}'
 
 
-@cache
-def _updating(table: str, *names: str) -> str:
-    sets = " ".join(f'SET "{name}" = ?' for name in names)
-    return f'UPDATE "{table}" {sets} WHERE "request_id" = ? AND "owner" = ?'
+def _updating(table: str, names: Sequence[str], alike: Item) -> str:
+    """The same for a change of our claim: after `names` come the request's id and the claim's token."""
+    sets = [f'SET "{name}" = ?' for name in names] + [f'SET "{n}" = {_literal(v)}' for n, v in alike.items()]
+    return f'UPDATE "{table}" {" ".join(sets)} WHERE "request_id" = ? AND "owner" = ?'
+
+
+def _literal(value: Mapping[str, str]) -> str:
+    """A value of ours in PartiQL; nothing that anybody sent becomes part of a statement."""
+    ((kind, text),) = value.items()
+    return text if kind == "N" else f"'{text}'"
+
+
+def _own(request: ClaimRequest) -> Item:
+    """What a claim's item has of its own."""
+    message = request.message
+    return {
+        "request_id": {"S": message.request_id},
+        "owner": {"S": request.token},
+        "lease_end": {"N": _number(request.lease_end)},
+        **_chosen(request.choice),
+        "work": {"S": message.work},
+        "generation": {"N": str(message.generation)},
+        "source_message_id": {"S": request.source_message_id},
+    }
 
 
 def _claimed(request: ClaimRequest) -> Claimed:

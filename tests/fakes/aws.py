@@ -475,20 +475,26 @@ def update(text: str) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 @lru_cache(maxsize=256)
-def _statement(text: str) -> tuple[str, str, list[str], list[str]]:
+def _statement(text: str) -> tuple[str, str, list[str], Item, list[str]]:
+    """Return a statement's kind, table, names with parameters, what it says itself, and the names of its conditions."""
+    value = r"(\?|'[^']*'|[\d.]+)"
     if match := re.fullmatch(r"INSERT INTO \"([^\"]+)\" VALUE {(.+)}", text):
-        return "INSERT", match[1], re.findall(r"'([^']+)': \?", match[2]), []
-    if match := re.fullmatch(r"UPDATE \"([^\"]+)\" (SET .+) WHERE (.+)", text):
-        return "UPDATE", match[1], re.findall(r'SET "([^"]+)" = \?', match[2]), re.findall(r'"([^"]+)" = \?', match[3])
-    raise AssertionError(f"the fake cannot read {text!r}")
+        kind, sets, required = "INSERT", re.findall(rf"'([^']+)': {value}", match[2]), []
+    elif match := re.fullmatch(r"UPDATE \"([^\"]+)\" (SET .+) WHERE (.+)", text):
+        kind, sets = "UPDATE", re.findall(rf'SET "([^"]+)" = {value}', match[2])
+        required = re.findall(r'"([^"]+)" = \?', match[3])
+    else:
+        raise AssertionError(f"the fake cannot read {text!r}")
+    said = {n: {"S": v.strip("'")} if v.startswith("'") else {"N": v} for n, v in sets if v != "?"}
+    return kind, match[1], [name for name, v in sets if v == "?"], said, required
 
 
 def statement(text: str, parameters: Sequence[Mapping[str, Any]]) -> tuple[str, str, Item, Item]:
     """Return a PartiQL statement's kind, table, item (what is inserted or set, with the key) and conditions."""
-    kind, table, set_names, where_names = _statement(text)
+    kind, table, set_names, said, where_names = _statement(text)
     if len(set_names) + len(where_names) != len(parameters):
         raise refusal("ValidationException")
-    item = {name: dict(value) for name, value in zip(set_names, parameters, strict=False)}
+    item = said | {name: dict(value) for name, value in zip(set_names, parameters, strict=False)}
     where = {name: dict(value) for name, value in zip(where_names, parameters[len(set_names) :], strict=True)}
     if "request_id" in where:
         item["request_id"] = where.pop("request_id")
