@@ -196,7 +196,7 @@ class Clients:
         http = Http(
             timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
             proxies=get_environ_proxies(sdk.meta.endpoint_url),
-            verify=self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE", True),
+            verify=self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True,
             max_pool_connections=pool,
         )
         await self._stack.enter_async_context(http)

@@ -83,6 +83,7 @@ class Signer:
 
     def _keep(self, access: str, secret: str, token: str | None, day: str) -> None:
         """Make what is the same for all calls of a day with these credentials."""
+        self._kept_for = None
         self._sent_with_token = {**self._sent, "x-amz-security-token": token} if token else self._sent
         lines = {**self._sent_with_token, "host": self._host, "x-amz-date": "\0", "x-amz-target": "\0"}
         listed = ";".join(sorted(lines))

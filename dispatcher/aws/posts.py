@@ -57,36 +57,55 @@ class Posts:
         target = url.raw_path_qs
         if by is not None and url.scheme == "http":  # it reads the request; https goes through a tunnel
             target = str(url)
-            if by.user:
-                lines["Proxy-Authorization"] = aiohttp.encode_basic_auth(by.user, by.password or "")
+            if by.user or by.password:
+                lines["Proxy-Authorization"] = aiohttp.encode_basic_auth(by.user or "", by.password or "")
         self._head = f"POST {target} HTTP/1.1\r\n{_lines(lines)}"
 
     async def __call__(self, headers: Mapping[str, str], body: bytes) -> Answer:
         """Return the answer, whatever its status. Raises aiohttp's errors and OSError when there is none.
 
-        aiohttp.ClientConnectorError and ConnectionTimeoutError say that nothing was sent.
+        aiohttp.ClientConnectorError, ConnectionTimeoutError and ClientHttpProxyError say that nothing was sent.
         """
         head = f"{self._head}{_lines(headers)}Content-Length: {len(body)}\r\n\r\n".encode()
+        connection = await self._connect()
+        protocol = connection.protocol
         try:
-            connection = await self._connector.connect(self._to, [], self._timeout)
-        except TimeoutError as late:
-            raise aiohttp.ConnectionTimeoutError(f"no connection to {self._to.url} in time") from late
-        try:
-            protocol = connection.protocol
-            if protocol is None or protocol.transport is None:
+            if protocol is None or (transport := protocol.transport) is None or not protocol.is_connected():
                 raise aiohttp.ClientConnectionError("the connection was lost at once")
-            protocol.set_response_params(read_timeout=self._timeout.sock_read, auto_decompress=False)
-            protocol.transport.writelines([head, body])
-            protocol.start_timeout()
+            protocol.set_response_params(
+                read_timeout=self._timeout.sock_read, read_until_eof=True, auto_decompress=False
+            )
+            transport.write(head + body)
+            if not protocol.writing_paused:  # else much is still to be sent, and only the caller's limit is for that
+                protocol.start_timeout()
             message, payload = await protocol.read()
-            while 100 <= message.code < 200:  # "go on", which nobody asked for
+            while message.code < 200:  # "go on", which nobody asked for
+                protocol.start_timeout()
                 message, payload = await protocol.read()
             answer = Answer(message.code, message.headers, await payload.read())
-        except BaseException:  # what is still to come must not be taken for the next call's answer
+            if transport.get_write_buffer_size():
+                protocol.force_close()  # answered before all was sent: the rest would stand before the next call
+        except BaseException:
+            if protocol is not None:
+                protocol.abort()  # what is not sent yet stays here, and what is still to come is for nobody
             connection.close()
             raise
         connection.release()
         return answer
+
+    async def _connect(self) -> aiohttp.connector.Connection:
+        """Return a connection on which nothing is under way, not even what came or failed while it lay in the pool."""
+        while True:
+            try:
+                connection = await self._connector.connect(self._to, [], self._timeout)
+            except TimeoutError as late:
+                raise aiohttp.ConnectionTimeoutError(f"no connection to {self._to.url} in time") from late
+            except aiohttp.ClientHttpProxyError as no:  # in full it names the proxy, password and all
+                about = self._to.request_info
+                raise aiohttp.ClientHttpProxyError(about, (), status=no.status, message=no.message) from None
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
 
 def _lines(headers: Mapping[str, str]) -> str:
@@ -116,9 +135,11 @@ class Http:
         connect_s, read_s = timeout
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
         self._proxies = ProxyConfiguration(proxies)
-        self._authorities = verify if isinstance(verify, str) else get_cert_path(verify)
-        self._limit = max_pool_connections
-        self._connector: aiohttp.TCPConnector | None = None
+        self._connector = aiohttp.TCPConnector(
+            ssl=trusting(verify if isinstance(verify, str) and verify else get_cert_path(True)),
+            limit=max_pool_connections,
+            keepalive_timeout=KEPT_ALIVE_S,
+        )
         self._posts: dict[str, Posts] = {}  # the SDK's, by address
 
     async def __aenter__(self) -> Self:
@@ -128,15 +149,11 @@ class Http:
         await self.close()
 
     async def close(self) -> None:
-        if self._connector is not None:
-            await self._connector.close()
+        await self._connector.close()
 
     def to(self, url: URL, fixed: Mapping[str, str]) -> Posts:
-        if self._connector is None:
-            # an emulator without TLS needs no certificates, and reading them costs more than its first calls
-            trusted = url.scheme == "http" or trusting(self._authorities)
-            self._connector = aiohttp.TCPConnector(ssl=trusted, limit=self._limit, keepalive_timeout=KEPT_ALIVE_S)
-        return Posts(self._connector, url, fixed, proxy=self._proxies.proxy_url_for(str(url)), timeout=self._timeout)
+        proxy = self._proxies.proxy_url_for(str(url))
+        return Posts(self._connector, url, fixed, proxy=proxy, timeout=self._timeout)
 
     async def send(self, request: Any) -> AioAWSResponse:
         """Make the SDK's call, as it has prepared it. Raises the SDK's errors."""
@@ -186,8 +203,11 @@ def _text(value: str | bytes) -> str:
 
 @lru_cache
 def trusting(authorities: str) -> ssl.SSLContext:
-    """Return a context that trusts the certificate authorities of a file, and checks host names."""
+    """Return a context that trusts the certificate authorities of a file, and checks host names. Raises ValueError."""
     context: ssl.SSLContext = create_urllib3_context()
     context.check_hostname = True
-    context.load_verify_locations(authorities)
+    try:
+        context.load_verify_locations(authorities)
+    except OSError as fault:
+        raise ValueError(f"no certificate authorities in {authorities}: {fault}") from fault
     return context

@@ -7,11 +7,13 @@ both.
 import asyncio
 import os
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from random import Random
 
 import pytest
+import uvloop
 
 from dispatcher.aws.clients import Clients
 from dispatcher.clock import Clock
@@ -59,3 +61,8 @@ async def clients_on(
         monkeypatch.setenv(name, value)
     by = AwsClient.LEAN if "-lean" in kind else AwsClient.SDK
     return await stack.enter_async_context(Clients(Clock(), Metrics.unread(), kind=by, validates=True))
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if item.path.name == "test_posts.py" else loops

@@ -1,4 +1,7 @@
-"""POSTs over aiohttp's connections: whose answer is whose, whatever the far side does with its bytes."""
+"""POSTs over aiohttp's connections: whose answer is whose, whatever the far side does with its bytes.
+
+On both event loops (`conftest.py`): the daemon runs on uvloop, tests elsewhere on asyncio's, which buffers otherwise.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -85,7 +88,8 @@ async def test_nobody_gets_the_answer_to_a_call_that_was_given_up(gone: str) -> 
         if gone == "cancelled":
             first.cancel()
         with pytest.raises(asyncio.CancelledError if gone == "cancelled" else aiohttp.SocketTimeoutError):
-            await first
+            async with asyncio.timeout(5):
+                await first
         answered.set()
         for body in (b"second", b"third"):
             assert (await post({}, body)).body == body
@@ -100,6 +104,119 @@ async def test_two_answers_to_one_call_are_not_one_for_the_next() -> None:
         for body in (b"one", b"two"):
             assert (await post({}, body)).body == body
     assert far.connections == 2
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_one_for_the_next() -> None:
+    """It comes while the connection lies in the pool, like a load balancer's word that nothing was asked for long."""
+
+    async def more(writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(said(body))
+        await asyncio.sleep(0.02)
+        writer.write(said(b"stale"))
+
+    async with posting(Far(more)) as post:
+        for body in (b"one", b"two", b"three"):
+            assert (await post({}, body)).body == body
+            await asyncio.sleep(0.05)
+
+
+async def test_a_large_answer_leaves_no_time_limit_behind() -> None:
+    """aiohttp's own may still run after it, and would end a later call on the connection at once."""
+
+    async def large(writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(said(body if body == b"small" else b"z" * int(body)))
+
+    async with posting(Far(large), pool=1) as post:
+        for size in range(500_000, 1_500_000, 100_000):
+            assert len((await post({}, str(size).encode())).body) == size
+            assert (await post({}, b"small")).body == b"small"
+        await asyncio.sleep(1.2)
+        assert (await post({}, b"small")).body == b"small"
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    async def closing(writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+        writer.close()
+
+    far = Far(closing)
+    async with posting(far) as post:
+        for body in (b"one", b"two"):
+            assert (await post({}, body)).body == body
+    assert far.connections == 2
+
+
+@dataclass
+class Slow:
+    """A server that reads a request only when it is let."""
+
+    lets: asyncio.Event = field(default_factory=asyncio.Event)
+    read: list[int] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.lets.wait()
+        try:
+            while some := await reader.read(65536):
+                self.read.append(len(some))
+        except ConnectionError:
+            pass
+        writer.close()
+
+
+async def test_what_was_not_sent_of_a_call_that_was_given_up_is_never_sent() -> None:
+    slow, size = Slow(), 20_000_000
+    server = await asyncio.start_server(slow.serve, "127.0.0.1", 0)
+    url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with server, aiohttp.TCPConnector() as connector:
+        post = Posts(connector, url, {}, proxy=None, timeout=TIMEOUT)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await post({}, bytes(size))
+        slow.lets.set()
+        await asyncio.sleep(0.3)
+    assert sum(slow.read) < size
+
+
+async def test_the_time_to_send_is_no_time_to_read() -> None:
+    """A large batch on a slow line: its answer is not late while it is still being sent."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        await asyncio.sleep(1.3)
+        await reader.readexactly(int(head.split("Content-Length: ")[1].split("\r\n")[0]))
+        writer.write(said(b"all"))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1024)
+    url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with server, aiohttp.TCPConnector() as connector:
+        post = Posts(connector, url, {}, proxy=None, timeout=TIMEOUT)
+        assert (await post({}, bytes(20_000_000))).body == b"all"
+
+
+async def test_a_call_that_is_answered_before_all_was_sent_does_not_hold_up_the_next() -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said(b"", status="503 No"))
+        await asyncio.sleep(5)
+
+    server = await asyncio.start_server(early, "127.0.0.1", 0, limit=1024)
+    url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with aiohttp.TCPConnector() as connector:
+        post = Posts(connector, url, {}, proxy=None, timeout=TIMEOUT)
+        for _ in range(2):
+            assert (await post({}, bytes(20_000_000))).status == 503
+    server.close()
+
+
+@pytest.mark.parametrize("said_first", ["100 Continue", "101 Switching Protocols"])
+async def test_a_word_before_the_answer_does_not_make_anybody_wait_for_ever(said_first: str) -> None:
+    async def hesitant(writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(f"HTTP/1.1 {said_first}\r\n\r\n".encode())
+
+    async with posting(Far(hesitant)) as post, asyncio.timeout(5):
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await post({}, b"body")
 
 
 async def test_go_on_is_no_answer() -> None:

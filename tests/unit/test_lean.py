@@ -63,7 +63,7 @@ def test_a_signature_is_botocore_s(
 def test_what_changes_is_signed_anew(changed: str) -> None:
     signer = Signer("sqs", "us-east-1", "host", "/", {})
     old = signer.headers("t", b"body", 0.0, "a", "secret", "token")
-    new = signer.headers(
+    asked = (
         "t",
         b"other" if changed == "body" else b"body",
         86_400.0 if changed == "day" else 0.0,
@@ -71,4 +71,6 @@ def test_what_changes_is_signed_anew(changed: str) -> None:
         "other" if changed == "secret" else "secret",
         "other" if changed == "token" else "token",
     )
+    new = signer.headers(*asked)
     assert old["authorization"] != new["authorization"]
+    assert new == Signer("sqs", "us-east-1", "host", "/", {}).headers(*asked), "nothing of before is in it"
