@@ -168,7 +168,7 @@ class Settings(HttpSettings):
     poll_wait_seconds: Annotated[int, Field(ge=0, le=20)] = 20
     """Long-poll wait. A drain lasts at least this long when the queue is empty."""
     pollers: Annotated[int, Field(ge=1, le=100)] = 8
-    """Concurrent long polls: 8 full ones carry more than one vCPU can dispatch."""
+    """Concurrent long polls: 8 full ones of 20 ms carry 4,000 messages/s, about what one vCPU can."""
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Messages held at once; with their bodies, and those bounded too (`inflight.py`), within 512 MiB."""
     drain_timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
