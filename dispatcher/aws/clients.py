@@ -180,7 +180,8 @@ class Clients:
             retries={"mode": "standard", "total_max_attempts": attempts},
             user_agent=self._user_agent,
             parameter_validation=self._validates,
-            http_session_cls=Http,  # type: ignore[arg-type]  # made and asked like theirs; merging configs would drop it: AioConfig.merge of 2.25.1
+            # said here, since merging configs would drop it: AioConfig.merge of 2.25.1
+            http_session_cls=Http,  # type: ignore[arg-type]  # made and asked like theirs
         )
         opening = self._session.client(service, region_name=region, config=config)
         try:

@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Posts:
-    """POSTs to one address. `fixed`: headers that are the same each time."""
+    """POSTs to one address. `fixed`: headers that are the same each time, in one line each (else ValueError)."""
 
     def __init__(
         self,
