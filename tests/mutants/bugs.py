@@ -120,4 +120,26 @@ BUGS = (
         "if len(responses) > len(statements):",
         ("tests/contracts/test_answers.py",),
     ),
+    # of the connections
+    Bug(
+        "call a send that broke off never made",
+        "dispatcher/aws/posts.py",
+        "return EndpointConnectionError(endpoint_url=url, error=fault)",
+        "return ConnectTimeoutError(endpoint_url=url, error=fault)",
+        ("tests/contracts/test_lean.py",),
+    ),
+    Bug(
+        "read an answer to nobody as the next one's",
+        "dispatcher/aws/posts.py",
+        "if connection.protocol is None or not connection.protocol.should_close:",
+        "if connection.protocol is None or connection.protocol.should_close or connection:",
+        ("tests/contracts/test_posts.py",),
+    ),
+    Bug(
+        "trust any host",
+        "dispatcher/aws/posts.py",
+        "context.check_hostname = True",
+        "context.check_hostname = False",
+        ("tests/contracts/test_tls.py",),
+    ),
 )
