@@ -123,21 +123,6 @@ async def test_an_answer_that_nobody_asked_for_is_not_one_for_the_next() -> None
             await asyncio.sleep(0.05)
 
 
-async def test_a_large_answer_leaves_no_time_limit_behind() -> None:
-    """aiohttp's own may still run after it, and would end a later call on the connection at once."""
-
-    async def large(writer: asyncio.StreamWriter, body: bytes) -> None:
-        writer.write(said(body if body == b"small" else b"z" * int(body)))
-
-    sizes = range(60_000, 1_200_000, 13_333)  # with some of them it does, and each has a connection of its own here
-    async with posting(Far(large), pool=len(sizes)) as post:
-        answers = await asyncio.gather(*(post({}, str(size).encode()) for size in sizes))
-        assert [len(answer.body) for answer in answers] == [*sizes]
-        await asyncio.sleep(1.2)
-        answers = await asyncio.gather(*(post({}, b"small") for _ in sizes))
-        assert {answer.body for answer in answers} == {b"small"}
-
-
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
     async def endless(writer: asyncio.StreamWriter, body: bytes) -> None:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + body)
