@@ -1,14 +1,15 @@
 """The path of one message: decode → route → claim → send → confirm → acknowledge.
 
-The order of the lines in `carry` is the guarantee, and the only place it is written. Any await may join a batch; no
-line here needs to know. AWS's faults are met where they happen, by trying again while the delivery stays ours; what
-ends a delivery early is an exception with a name.
+Messages that came together go together, for as long as all goes well: `carry_together`, one call a step. Whoever a step
+does not go well for goes on alone from there: `carry`. The order of their lines is the guarantee, and only these two
+write it. AWS's faults are met where they happen, by trying again while the delivery stays ours; what ends a delivery
+early is an exception with a name.
 """
 
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,8 +70,10 @@ SECOND_LOOK_S = 1.0
 
 class Ledger(Protocol):
     async def claim(self, request: ClaimRequest) -> ClaimAnswer: ...
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]: ...
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None: ...
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None: ...
+    async def confirm_all(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]: ...
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed: ...
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed: ...
     async def release(self, claim: Claimed, *, rejected: bool = False) -> None: ...
@@ -78,6 +81,7 @@ class Ledger(Protocol):
 
 class Master(Protocol):
     async def acknowledge(self, delivery: Delivery) -> None: ...
+    async def acknowledge_all(self, deliveries: Sequence[Delivery]) -> Sequence[Exception | None]: ...
     async def keep_invisible(self, delivery: Delivery, seconds: int) -> None: ...
 
 
@@ -85,11 +89,35 @@ class Queue(Protocol):
     async def send(self, out: Outgoing) -> str: ...
 
 
+class RegionalQueue(Queue, Protocol):
+    async def send_all(self, outs: Sequence[Outgoing]) -> Sequence[str | Exception]: ...
+
+
+class Unsent(NamedTuple):
+    """A first send, made together with others', met a fault."""
+
+    claim: Claimed
+    fault: Exception
+
+
 class Sent(NamedTuple):
     """A Region accepted the message."""
 
     claim: Claimed
     sqs_message_id: str
+
+
+State = Choice | Claimed | Unsent | Sent | Duplicate | Held | None
+"""What the last step found, and the next one goes by; None: it is to be routed."""
+Part = Callable[[Flight, State], None]
+
+
+class Going[S](NamedTuple):
+    """One of those that go together, and how far they have come."""
+
+    flight: Flight
+    message: Message
+    state: S
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +131,20 @@ class Terms:
     """A lease ends this much before the visibility."""
     send_timeout_s: float = field(init=False)
     """Most time for a send; a lease must outlast it when the send starts."""
+    lease_min_s: float = field(init=False)
+    """A shorter lease is not worth claiming: the visibility is extended first."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "margin_s", min(5.0, self.visibility_s / 10))
         object.__setattr__(self, "send_timeout_s", min(10.0, self.lease_s / 3))
+        object.__setattr__(self, "lease_min_s", self.send_timeout_s * 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     ledger: Ledger
     master: Master
-    regional: Callable[[Region, Priority], Queue]
+    regional: Callable[[Region, Priority], RegionalQueue]
     dead_letters: Queue | None
     board: Board
     terms: Terms
@@ -125,19 +156,55 @@ class Pipeline:
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
     chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
 
-    async def carry(self, flight: Flight) -> Outcome:
-        """Return how the delivery ended. A cancellation leaves `flight.step` saying how far it came."""
+    def sort(self, flights: Sequence[Flight]) -> tuple[Collection[Sequence[Going[Choice]]], Sequence[Flight]]:
+        """Decode and route deliveries that came together. Return those that go on together, each lot to one queue, and
+        those that go on alone: nobody may get them now, or something is wrong with them.
+        """
+        lots: dict[tuple[Region, Priority], list[Going[Choice]]] = {}
+        alone: list[Flight] = []
+        for flight in flights:
+            try:
+                message = self._decode(flight)
+                choice = self._book(flight, message, without=())
+            except Exception:  # poison, or a bug: `carry` meets it again, and tells
+                alone.append(flight)
+                continue
+            if choice is None:
+                alone.append(flight)
+            else:
+                lots.setdefault((choice.region, message.priority), []).append(Going(flight, message, choice))
+        return lots.values(), alone
+
+    async def carry_together(self, lot: Sequence[Going[Choice]], part: Part) -> None:
+        """Dispatch messages to one queue. `part` hears of whoever does not stay to the end, and how far it came.
+
+        A cancellation leaves each one's `flight.step` saying how far it came.
+        """
+        claimed = await self._claim_all(lot, part)
+        sent = await self._send_all(claimed, part)
+        confirmed = await self._confirm_all(sent, part)
+        await self._acknowledge_all(confirmed, part)
+
+    async def carry(self, flight: Flight, state: State = None) -> Outcome:
+        """Return how the delivery ended; it goes on from `state`. A cancellation leaves `flight.step` as above."""
         try:
             message = self._decode(flight)
-            for attempt in count():
-                choice = await self._route(flight, message)
-                match await self._claim(flight, message, choice):
-                    case Claimed() as claim:
-                        await self._check_deadline(flight, message, claim)
-                        if sent := await self._send(flight, message, claim):
-                            await self._confirm(flight, sent)
-                            await self._acknowledge(flight)
-                            return Outcome.DISPATCHED
+            pauses = count()
+            while True:
+                match state:
+                    case None:
+                        state = await self._route(flight, message)
+                    case Choice():
+                        state = await self._claim(flight, message, state)
+                    case Claimed():
+                        await self._check_deadline(flight, message, state)
+                        state = await self._send(flight, message, state)
+                    case Unsent(claim, fault):
+                        state = await self._send(flight, message, claim, fault)
+                    case Sent():
+                        await self._confirm(flight, state)
+                        await self._acknowledge(flight)
+                        return Outcome.DISPATCHED
                     case Duplicate():
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
@@ -145,20 +212,82 @@ class Pipeline:
                         if flight.delivery.receives == 1 or not await self._outlast(flight, until):
                             await self._hide(flight, until)
                             return Outcome.HELD
-                # certainly no Region has it and the claim is released, or one may have it and the claim lapsed, or
-                # another's claim did: what the next delivery would do is done with this one, and no receive is spent
-                await asyncio.sleep(backoff_s(attempt, self.random))
-            raise AssertionError("count() does not end")
+                        state = None
+                if state is None:
+                    # certainly no Region has it and the claim is released, or one may have it and the claim lapsed, or
+                    # another's claim did: what the next delivery would do is done now, and no receive is spent
+                    await asyncio.sleep(backoff_s(next(pauses), self.random))
         except PoisonError as poison:
             return await self._reject(flight, poison.reason)
         except LeaseLostError as fault:  # whoever has it now will finish it
             self.metrics.error(Stage.LEDGER, Cause.LEASE_LOST)
             log.warning("message.left", message_id=flight.delivery.message_id, step=flight.step.name, fault=str(fault))
             return Outcome.FAILED
-        finally:
-            self.board.unbook(flight)
 
-    # --- the steps ----------------------------------------------------------------------------------------------
+    # --- the steps, together ------------------------------------------------------------------------------------
+
+    async def _claim_all(self, lot: Sequence[Going[Choice]], part: Part) -> Sequence[Going[Claimed]]:
+        left_s = self._lease_left(lot[0].flight)  # of all: they came together
+        if left_s < self.terms.lease_min_s:
+            for flight, _, choice in lot:
+                part(flight, choice)
+            return []
+        lease_end = self.clock.now() + left_s
+        requests = []
+        for flight, message, choice in lot:
+            token = next(self.tokens)
+            requests.append(ClaimRequest(message, token, choice, lease_end, flight.delivery.message_id))
+            flight.step = Step.CLAIMING
+            flight.claim = Claimed(message.request_id, token, choice.region, lease_end)
+        claimed = []
+        for (flight, message, choice), answer in zip(lot, await self.ledger.claim_all(requests), strict=True):
+            if not isinstance(answer, Claimed):
+                self._call_failed(flight, Stage.LEDGER, answer)
+                part(flight, choice)
+            elif self._too_late(message):
+                part(flight, answer)
+            else:
+                claimed.append(Going(flight, message, answer))
+        return claimed
+
+    async def _send_all(self, claimed: Sequence[Going[Claimed]], part: Part) -> Sequence[Going[Sent]]:
+        if not claimed:
+            return []
+        _, message, claim = claimed[0]
+        queue = self.regional(claim.region, message.priority)
+        sent = []
+        for (flight, message, claim), answer in zip(
+            claimed, await queue.send_all([self._outgoing(*one) for one in claimed]), strict=True
+        ):
+            if isinstance(answer, str):
+                sent.append(Going(flight, message, self._accepted(flight, message, claim, answer)))
+            else:
+                part(flight, Unsent(claim, answer))
+        return sent
+
+    async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Going[Sent]]:
+        faults = await self.ledger.confirm_all([one.state for one in sent])
+        return self._well(sent, faults, Stage.LEDGER, part)
+
+    async def _acknowledge_all(self, confirmed: Sequence[Going[Sent]], part: Part) -> None:
+        faults = await self.master.acknowledge_all([one.flight.delivery for one in confirmed])
+        for flight, _, _ in self._well(confirmed, faults, Stage.DELETE, part):
+            flight.step = Step.ENDED
+
+    def _well(
+        self, sent: Sequence[Going[Sent]], faults: Sequence[Exception | None], stage: Stage, part: Part
+    ) -> Sequence[Going[Sent]]:
+        """Return those that a step went well for."""
+        well = []
+        for one, fault in zip(sent, faults, strict=True):
+            if fault is None:
+                well.append(one)
+            else:
+                self._call_failed(one.flight, stage, fault)
+                part(one.flight, one.state)
+        return well
+
+    # --- the steps, alone ---------------------------------------------------------------------------------------
 
     def _decode(self, flight: Flight) -> Message:
         message = decode(flight.delivery.body, flight.delivery.attributes)
@@ -192,7 +321,7 @@ class Pipeline:
 
     async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
         """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
-        token = next(self.tokens)
+        token = flight.claim.token if flight.claim else next(self.tokens)
         looked_once = False
         copy_in: Region | None = None  # where the claim that we take over may have put one
         while True:
@@ -233,17 +362,22 @@ class Pipeline:
                     flight.step, flight.claim = Step.RECEIVED, None
                     return answer
 
-    async def _send(self, flight: Flight, message: Message, claim: Claimed) -> Sent | None:
+    async def _send(
+        self, flight: Flight, message: Message, claim: Claimed, fault: Exception | None = None
+    ) -> Sent | None:
         """Return which Region accepted it; None when nobody did for certain, and the claim is ours no more.
+
+        `fault`: what the first try met, if that was made already.
 
         A definite refusal goes on to another Region, in the ledger first; with none left the claim is released. After
         a lost answer only the same Region is tried again, a few times, for what is left of the lease; then the claim
         lapses.
         """
         tried = set(flight.refused_by)
-        lost_answers = int(flight.step is Step.SENDING)  # perhaps the claim that this one took over lost one
+        # perhaps the claim that this one took over lost one
+        lost_answers = int(flight.step is Step.SENDING and fault is None)
         while True:
-            if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
+            if fault is None and claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
                 if lost_answers:
                     await self._lapse(flight, message, claim)
                     return None
@@ -251,23 +385,26 @@ class Pipeline:
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
             flight.claim = claim
             try:
+                if fault is not None:
+                    met, fault = fault, None
+                    raise met
                 queue = self.regional(claim.region, message.priority)
                 sqs_message_id = await queue.send(self._outgoing(flight, message, claim))
             except LeaseTooShortError:
                 continue
-            except AmbiguousError as fault:
-                self._send_failed(message, claim.region, fault)
+            except AmbiguousError as lost:
+                self._send_failed(message, claim.region, lost)
                 lost_answers += 1
                 if lost_answers == LOST_ANSWERS_MAX:
                     await self._lapse(flight, message, claim)
                     return None
                 await asyncio.sleep(backoff_s(lost_answers, self.random))
                 continue
-            except (HeldOffError, RefusedError) as fault:
-                if isinstance(fault, RefusedError):
-                    self._send_failed(message, claim.region, fault)
-                    if fault.cause is Cause.INVALID:
-                        flight.refused_by[claim.region] = str(fault)
+            except (HeldOffError, RefusedError) as no:
+                if isinstance(no, RefusedError):
+                    self._send_failed(message, claim.region, no)
+                    if no.cause is Cause.INVALID:
+                        flight.refused_by[claim.region] = str(no)
                 if lost_answers:  # a copy may be there, so no other Region may get one yet: wait for this one
                     if claim.region in flight.refused_by:
                         await self._lapse(flight, message, claim)
@@ -283,22 +420,27 @@ class Pipeline:
                     return None
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, choice)
                 continue
-            flight.step = Step.ACCEPTED
-            self.board.accepted(flight)
-            self.metrics.dispatched.labels(claim.region, message.priority).inc()
-            self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
-            return Sent(claim, sqs_message_id)
+            return self._accepted(flight, message, claim, sqs_message_id)
+
+    def _accepted(self, flight: Flight, message: Message, claim: Claimed, sqs_message_id: str) -> Sent:
+        flight.step = Step.ACCEPTED
+        self.board.accepted(flight)
+        self.metrics.dispatched.labels(claim.region, message.priority).inc()
+        self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
+        return Sent(claim, sqs_message_id)
 
     async def _check_deadline(self, flight: Flight, message: Message, claim: Claimed) -> None:
         """Raise PoisonError once nobody wants the result any more, unless a Region may already have the request.
 
         Only a claim tells that it was not dispatched before: then a late redelivery is a duplicate, not a reject.
         """
-        late = message.deadline is not None and message.deadline <= self.clock.now()
-        if not late or flight.sent_perhaps or message.deadline is None:
+        if message.deadline is None or not self._too_late(message) or flight.sent_perhaps:
             return
         await self._release(flight, claim, rejected=True)
         raise PoisonError(f"metadata.deadline: {_rfc_3339(message.deadline)} has passed")
+
+    def _too_late(self, message: Message) -> bool:
+        return message.deadline is not None and message.deadline <= self.clock.now()
 
     async def _release(self, flight: Flight, claim: Claimed, *, rejected: bool) -> None:
         """Release the claim of a message that nobody takes now, and that certainly no Region has."""
@@ -440,8 +582,7 @@ class Pipeline:
 
     async def _next_lease_end(self, flight: Flight) -> float:
         """Return the end (epoch seconds) of a lease that starts now: always before the visibility's end."""
-        shortest = self.terms.send_timeout_s * 2
-        if self._lease_left(flight) < shortest:
+        if self._lease_left(flight) < self.terms.lease_min_s:
             try:
                 await self._until_answered(flight, Stage.EXTEND, self.extend, flight)
             except RefusedError as fault:
@@ -476,8 +617,7 @@ class Pipeline:
                 try:
                     return await call(*args)
                 except AwsError as fault:
-                    self.metrics.error(stage, fault.cause)
-                    log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))
+                    self._call_failed(flight, stage, fault)
                     if fault.cause is Cause.INVALID:
                         raise
                 _still_ours(flight)
@@ -487,6 +627,11 @@ class Pipeline:
         finally:
             if flight.parked:
                 flight.park(False)
+
+    def _call_failed(self, flight: Flight, stage: Stage, fault: Exception) -> None:
+        if isinstance(fault, AwsError):  # whatever else it is comes up again, and has its own word there
+            self.metrics.error(stage, fault.cause)
+            log.warning("call.failed", stage=stage, message_id=flight.delivery.message_id, fault=str(fault))
 
     def _send_failed(self, message: Message, region: Region, fault: AwsError) -> None:
         self.metrics.error(Stage.SEND, fault.cause)

@@ -5,7 +5,7 @@ follow its semantic conventions for messaging.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from dispatcher import __version__
 from dispatcher.inflight import Flight
 from dispatcher.lanes.lane import mates
 from dispatcher.model import Choice, Claimed, Delivery, Duplicate, Held, Message, Outcome, Region
-from dispatcher.pipeline import Pipeline, Sent
+from dispatcher.pipeline import Going, Pipeline, Sent, State
 
 _ROOT, _PARENT = re.compile(r"1-([0-9a-f]{8})-([0-9a-f]{24})"), re.compile(r"[0-9a-f]{16}")
 """AWS X-Ray's header: its ids are those of W3C, written otherwise (X-Ray developer guide, "Tracing header")."""
@@ -96,9 +96,12 @@ class TracedPipeline(Pipeline):
 
     tracing: Tracing = field(kw_only=True)
 
-    async def carry(self, flight: Flight) -> Outcome:
+    def sort(self, flights: Sequence[Flight]) -> tuple[Collection[Sequence[Going[Choice]]], Sequence[Flight]]:
+        return [], flights  # each has a trace of its own
+
+    async def carry(self, flight: Flight, state: State = None) -> Outcome:
         with self.tracing.delivery(flight.delivery) as span:
-            outcome = await Pipeline.carry(self, flight)
+            outcome = await Pipeline.carry(self, flight, state)
             span.set_attribute("dispatcher.outcome", outcome)
             return outcome
 
@@ -120,9 +123,11 @@ class TracedPipeline(Pipeline):
             span.set_attribute("dispatcher.claim", type(answer).__name__.lower())
             return answer
 
-    async def _send(self, flight: Flight, message: Message, claim: Claimed) -> Sent | None:
+    async def _send(
+        self, flight: Flight, message: Message, claim: Claimed, fault: Exception | None = None
+    ) -> Sent | None:
         with self.tracing.stage("send") as span:
-            sent = await Pipeline._send(self, flight, message, claim)
+            sent = await Pipeline._send(self, flight, message, claim, fault)
             if sent:
                 span.set_attributes(
                     {"dispatcher.region": sent.claim.region, "dispatcher.sqs_message_id": sent.sqs_message_id}

@@ -137,6 +137,14 @@ class Ledger:
         self._metrics.claims.labels("claimed").inc()
         return _claimed(request)
 
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
+        """The same for several at once; returns each one's claim or error. What refused a claim, `claim` tells."""
+        refusals = await self._claims.submit_all(requests)
+        failed = sum([isinstance(refusal, AwsError) for refusal in refusals])
+        self._metrics.claims.labels("error").inc(failed)
+        self._metrics.claims.labels("claimed").inc(refusals.count(None))
+        return [refusal or _claimed(request) for request, refusal in zip(requests, refusals, strict=True)]
+
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         """Replace what is over by our claim, on condition that it is still exactly that: same token, state and lease.
 
@@ -167,6 +175,10 @@ class Ledger:
         Raises LeaseLostError if the claim is another's, AwsError.
         """
         await self._confirms.submit((claim, sqs_message_id))
+
+    async def confirm_all(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
+        """The same for several at once; returns each one's own error, or None."""
+        return await self._confirms.submit_all(confirmations)
 
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         """claimed for A → claimed for B, fenced, before B is tried: a takeover must know where a copy may be."""

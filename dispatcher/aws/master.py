@@ -77,6 +77,10 @@ class MasterQueue:
         """Delete the message. Raises AwsError; with Cause.INVALID the receipt is too old, and it will come again."""
         await self._deletes.submit(delivery.receipt_handle)
 
+    async def acknowledge_all(self, deliveries: Sequence[Delivery]) -> Sequence[Exception | None]:
+        """The same for several at once; returns each one's own error, or None."""
+        return await self._deletes.submit_all([delivery.receipt_handle for delivery in deliveries])
+
     async def keep_invisible(self, delivery: Delivery, seconds: int) -> None:
         """Make the message visible `seconds` from now, neither sooner nor later; 0 hands it back."""
         await self._changes.submit((delivery.receipt_handle, min(max(0, seconds), VISIBILITY_MAX_S)))

@@ -67,6 +67,10 @@ class SendingQueue:
         """
         return await self._sends.submit(out)
 
+    async def send_all(self, outs: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        """The same for several at once; returns each one's own id or error."""
+        return await self._sends.submit_all(outs)
+
     async def _send(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
         admitted = self._admits(len(batch))
         answers = list(await self._send_departing(batch[:admitted])) if admitted else []

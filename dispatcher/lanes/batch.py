@@ -20,7 +20,7 @@ class Packed(Protocol):
     def size(self) -> int: ...  # bytes
 
     @property
-    def key(self) -> Hashable: ...  # no two of a batch may have the same
+    def key(self) -> Hashable | None: ...  # no two of a batch may have the same, but for None
 
 
 def pack[T: Packed](waiting: Sequence[T], limits: BatchLimits) -> tuple[list[T], list[T]]:
@@ -38,9 +38,11 @@ def pack[T: Packed](waiting: Sequence[T], limits: BatchLimits) -> tuple[list[T],
         if len(departing) == limits.items:
             staying.extend(waiting[position:])
             break
-        if (item.size <= room or not departing) and item.key not in keys:
+        key = item.key
+        if (item.size <= room or not departing) and (key is None or key not in keys):
             departing.append(item)
-            keys.add(item.key)
+            if key is not None:
+                keys.add(key)
             room -= item.size
         else:
             staying.append(item)

@@ -1,6 +1,6 @@
 """A lane gathers single calls into batched ones and hands each caller its own answer.
 
-It promises that every `submit` ends: with its result, its own error, or its caller's cancellation. It does not know
+It promises that every `submit` ends: with its results, each item's own, or its caller's cancellation. It does not know
 what it carries.
 """
 
@@ -23,13 +23,34 @@ class LaneClosedError(Exception):
 
 
 @dataclass(slots=True, eq=False)
+class _Party[ResultT]:
+    """Items that were submitted together: who waits for them is woken once, when the last one is answered."""
+
+    answers: list[ResultT | Exception]
+    missing: int
+    complete: asyncio.Future[None]
+    context: Context
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.complete.done()
+
+    def answer(self, index: int, result: ResultT | Exception) -> None:
+        self.answers[index] = result
+        self.missing -= 1
+        if not self.missing and not self.gone:
+            self.complete.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
 class _Entry[ItemT, ResultT]:
     item: ItemT
     size: int
-    key: Hashable
+    key: Hashable | None
     departs_by: float  # loop time
-    answer: asyncio.Future[ResultT]
-    context: Context
+    party: _Party[ResultT]
+    index: int  # in its party
 
 
 class Lane[ItemT, ResultT]:
@@ -51,17 +72,19 @@ class Lane[ItemT, ResultT]:
         linger_s: float,
         flushes_max: int,
         eager: bool = False,
-        size_of: Callable[[ItemT], int] = lambda _: 0,
+        size_of: Callable[[ItemT], int] | None = None,
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
-        """`key_of`: two items with the same key are never in one batch; without it there are no such."""
+        """`size_of`: bytes of an item; without it nothing is counted. `key_of`: two items with the same key are never
+        in one batch; without it there are no such.
+        """
         self._flush = flush
         self._limits = limits
         self._linger_s = linger_s
         self._flushes_max = flushes_max
         self._eager = eager
         self._size_of = size_of
-        self._key_of = key_of or (lambda _: object())
+        self._key_of = key_of
         self._waiting: list[_Entry[ItemT, ResultT]] = []
         self._waiting_size = 0
         self._flying = 0
@@ -81,15 +104,14 @@ class Lane[ItemT, ResultT]:
         self._open = False
         self.hurry()
         for flight, batch in self._flights.items():
-            if all(entry.answer.done() for entry in batch):  # nobody waits for it any more
+            if all(entry.party.gone for entry in batch):
                 flight.cancel()
         try:
             while self._flights and fault is None:
                 await asyncio.wait(self._flights)
         finally:  # after a fault or a cancellation something may be left; its callers must not wait for ever
             for entry in self._waiting:
-                if not entry.answer.done():
-                    entry.answer.set_exception(LaneClosedError("the lane ended before this item departed"))
+                entry.party.answer(entry.index, LaneClosedError("the lane ended before this item departed"))
             self._waiting.clear()
             for flight in self._flights:
                 flight.cancel()
@@ -100,31 +122,43 @@ class Lane[ItemT, ResultT]:
 
         A cancellation before departure withdraws the item; after it, the answer is lost but its batch-mates are not.
         """
+        (answer,) = await self.submit_all([item])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit_all(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        """Return each item's own result or error, in order, once all have one: for much less than one `submit` each.
+
+        They depart as single ones would, and need not be in one batch. A cancellation withdraws what has not departed.
+        """
         if not self._open:
             raise LaneClosedError("the lane is closed")
+        if not items:
+            return []
         loop = self._loop
-        # not subscripted: `_Entry[…]` at run time costs as much as all the rest of this
-        entry: _Entry[ItemT, ResultT] = _Entry(
-            item,
-            self._size_of(item),
-            self._key_of(item),
-            loop.time() + self._linger_s,
-            loop.create_future(),
-            copy_context(),
-        )
-        self._waiting.append(entry)
-        self._waiting_size += entry.size
+        departs_by = loop.time() + self._linger_s
+        unanswered = AmbiguousError("no answer yet")
+        # not subscripted, here and below: at run time that costs as much as all the rest
+        party: _Party[ResultT] = _Party([unanswered] * len(items), len(items), loop.create_future(), copy_context())
+        for index, item in enumerate(items):
+            size = self._size_of(item) if self._size_of else 0
+            key = self._key_of(item) if self._key_of else None
+            entry: _Entry[ItemT, ResultT] = _Entry(item, size, key, departs_by, party, index)
+            self._waiting.append(entry)
+            self._waiting_size += size
         if self._timer is None and self._eager and not self._flying:
             self._timer = loop.call_soon(self._on_time)
         elif self._timer is None or self._full:
             self._depart()
         try:
-            return await entry.answer
+            await party.complete
         except asyncio.CancelledError:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                self._waiting_size -= entry.size
+            withdrawn = [entry for entry in self._waiting if entry.party is party]
+            self._waiting = [entry for entry in self._waiting if entry.party is not party]
+            self._waiting_size -= sum([entry.size for entry in withdrawn])
             raise
+        return party.answers
 
     def hurry(self) -> None:
         """From now on nothing waits for company: while draining there is none to come."""
@@ -165,10 +199,10 @@ class Lane[ItemT, ResultT]:
             self._timer = None
 
     async def _fly(self, batch: list[_Entry[ItemT, ResultT]]) -> None:
-        batch = [entry for entry in batch if not entry.answer.done()]  # whose caller has gone is withdrawn till now
+        batch = [entry for entry in batch if not entry.party.gone]  # whose caller has gone is withdrawn till now
         if not batch:
             return
-        mates.set(tuple([entry.context for entry in batch]))
+        mates.set(tuple([entry.party.context for entry in batch]))
         results: Sequence[ResultT | Exception]
         try:
             results = await self._flush([entry.item for entry in batch])
@@ -176,12 +210,7 @@ class Lane[ItemT, ResultT]:
             results = [fault] * len(batch)
         missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
         for entry, result in zip(batch, [*results, *missing] if missing else results, strict=False):
-            if entry.answer.done():
-                continue  # its caller has gone
-            if isinstance(result, Exception):
-                entry.answer.set_exception(result)
-            else:
-                entry.answer.set_result(result)
+            entry.party.answer(entry.index, result)
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         """However the flight ended, cancelled before its first step included, nobody waits on."""
@@ -189,6 +218,5 @@ class Lane[ItemT, ResultT]:
         self._flying -= 1
         if flight.cancelled() or flight.exception():
             for entry in batch:
-                if not entry.answer.done():
-                    entry.answer.set_exception(AmbiguousError("the call was cut off"))
+                entry.party.answer(entry.index, AmbiguousError("the call was cut off"))
         self._depart()

@@ -5,7 +5,7 @@ their receives is spent.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -19,8 +19,8 @@ from dispatcher.errors import AwsError, Cause, Stage
 from dispatcher.gate import Gate
 from dispatcher.inflight import Flight, InFlight, Step
 from dispatcher.lifecycle import Lifecycle
-from dispatcher.model import Delivery, Outcome
-from dispatcher.pipeline import Pipeline
+from dispatcher.model import Choice, Delivery, Outcome
+from dispatcher.pipeline import Going, Pipeline, State
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.receives import RECEIVE_MAX, Receives
 from dispatcher.telemetry.heartbeats import Heartbeats
@@ -90,8 +90,7 @@ class Intake:
             finally:
                 self.in_flight.answered(most)
             self.metrics.received.inc(len(deliveries))
-            for delivery in deliveries:
-                self._take(delivery, asked_at, carriers)
+            self._take(deliveries, asked_at, carriers)
             pause_s = polls.receives.came(len(deliveries))
             if not self.lifecycle.draining:
                 polls.open()
@@ -104,30 +103,66 @@ class Intake:
                 await asyncio.sleep(EMPTY_POLL_S * self.random.uniform(0.8, 1.2))
         self.heartbeats.forget(name)
 
-    def _take(self, delivery: Delivery, asked_at: float, carriers: set[asyncio.Task[None]]) -> None:
-        # SQS counts from when it handed the message out, which may be any moment since the poll was opened
+    def _take(self, deliveries: Sequence[Delivery], asked_at: float, carriers: set[asyncio.Task[None]]) -> None:
+        # SQS counts from when it handed the messages out, which may be any moment since the poll was opened
         visible_until = asked_at + self.pipeline.terms.visibility_s
-        loop = asyncio.get_running_loop()
-        flight = Flight(delivery, received_at=loop.time(), visible_until=visible_until)
-        self.in_flight.add(flight)
-        carrier = loop.create_task(self._carry(flight))
-        carriers.add(carrier)
-        carrier.add_done_callback(carriers.discard)
+        now = asyncio.get_running_loop().time()
+        flights = [Flight(delivery, received_at=now, visible_until=visible_until) for delivery in deliveries]
+        for flight in flights:
+            self.in_flight.add(flight)
+        lots, alone = self.pipeline.sort(flights)
+        for lot in lots:
+            _start(self._carry_together(lot, carriers), carriers)
+        for flight in alone:
+            _start(self._carry(flight), carriers)
 
-    async def _carry(self, flight: Flight) -> None:
+    async def _carry_together(self, lot: Sequence[Going[Choice]], carriers: set[asyncio.Task[None]]) -> None:
+        staying = [one.flight for one in lot]
+
+        def part(flight: Flight, state: State) -> None:
+            staying.remove(flight)
+            _start(self._carry(flight, state), carriers)
+
+        try:
+            await self.pipeline.carry_together(lot, part)
+        except asyncio.CancelledError:
+            await asyncio.gather(*map(self._hand_back, staying))
+        except Exception:
+            for flight in staying:
+                self._failed(flight)
+        else:
+            for flight in staying:
+                self._ended(flight, Outcome.DISPATCHED)
+
+    async def _carry(self, flight: Flight, state: State = None) -> None:
         """Carry one delivery to its end. A bug met on the way costs this delivery alone: it is left to redrive."""
         try:
-            outcome = await self.pipeline.carry(flight)
+            outcome = await self.pipeline.carry(flight, state)
         except asyncio.CancelledError:
+            await self._hand_back(flight)
+        except Exception:
+            self._failed(flight)
+        else:
+            self._ended(flight, outcome)
+
+    async def _hand_back(self, flight: Flight) -> None:
+        try:
             outcome = await self.pipeline.hand_back(flight)
         except Exception:
-            self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
-            log.exception("message.failed", message_id=flight.delivery.message_id, step=flight.step.name)
-            outcome = Outcome.FAILED
-        finally:
-            flight.step = Step.ENDED
-            self.in_flight.remove(flight)
-            self.board.notify()
+            self._failed(flight)
+        else:
+            self._ended(flight, outcome)
+
+    def _failed(self, flight: Flight) -> None:
+        self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
+        log.exception("message.failed", message_id=flight.delivery.message_id, step=flight.step.name)
+        self._ended(flight, Outcome.FAILED)
+
+    def _ended(self, flight: Flight, outcome: Outcome) -> None:
+        flight.step = Step.ENDED
+        self.board.unbook(flight)
+        self.in_flight.remove(flight)
+        self.board.notify()
         self.metrics.messages.labels(outcome).inc()
         if outcome is Outcome.DISPATCHED:
             self.metrics.dispatch_duration.observe(asyncio.get_running_loop().time() - flight.received_at)
@@ -174,6 +209,12 @@ class _Polls:
             return False
         del self._at_work[name]
         return True
+
+
+def _start(carrying: Coroutine[Any, Any, None], carriers: set[asyncio.Task[None]]) -> None:
+    carrier = asyncio.get_running_loop().create_task(carrying)
+    carriers.add(carrier)
+    carrier.add_done_callback(carriers.discard)
 
 
 async def _wait_until(deadline: float, tasks: set[asyncio.Task[None]]) -> bool:

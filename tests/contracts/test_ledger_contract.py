@@ -164,6 +164,29 @@ async def _claimed(subject: Subject, wanted: ClaimRequest) -> Claimed:
     return claim
 
 
+async def test_claims_made_together_each_have_their_own_answer(subject: Subject) -> None:
+    taken = request("taken", at=subject.time)
+    await subject.one.claim(taken)
+    wanted = [request(name, at=subject.time) for name in ("first", "taken", "third")]
+    first, second, third = await subject.two.claim_all(wanted)
+    assert [first, third] == [Claimed(r.message.request_id, r.token, A, r.lease_end) for r in wanted[::2]]
+    assert isinstance(second, Exception)
+    assert not isinstance(second, AwsError), "no fault, but a refusal: `claim` tells what by"
+    assert isinstance(await subject.two.claim(wanted[1]), Held)
+    assert [(await subject.read(name) or {})["owner"] for name in ("first", "third")] == [first.token, third.token]  # type: ignore[union-attr]
+
+
+async def test_confirmations_made_together_each_have_their_own_end(subject: Subject) -> None:
+    ours, theirs = request("ours", at=subject.time), request("theirs", at=subject.time)
+    one, two = await subject.one.claim(ours), await subject.two.claim(theirs)
+    assert isinstance(one, Claimed)
+    assert isinstance(two, Claimed)
+    well, ill = await subject.one.confirm_all([(one, "m-1"), (two._replace(token="another's"), "m-2")])
+    assert well is None
+    assert isinstance(ill, LeaseLostError)
+    assert [(await subject.read(name) or {})["state"] for name in ("ours", "theirs")] == ["dispatched", "claimed"]
+
+
 async def test_a_new_request_is_claimed_with_what_was_asked(subject: Subject, ids: Ids) -> None:
     wanted = request(ids(), at=subject.time)
     claim = await subject.one.claim(wanted)

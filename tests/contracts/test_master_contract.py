@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ TEXT = 'žluťoučký "kůň" \\u0000 \t\n {"a": 1}  '
 class Master(Protocol):
     async def receive(self, count: int) -> list[Delivery]: ...
     async def acknowledge(self, delivery: Delivery) -> None: ...
+    async def acknowledge_all(self, deliveries: Sequence[Delivery]) -> Sequence[Exception | None]: ...
     async def keep_invisible(self, delivery: Delivery, seconds: int) -> None: ...
 
 
@@ -140,6 +141,16 @@ async def test_what_is_acknowledged_does_not_come_back(subject: Subject) -> None
     await subject.send(TEXT, {})
     delivery = await _one(subject)
     await subject.master.acknowledge(delivery)
+    await asyncio.sleep(VISIBILITY_S - 0.5)
+    assert await _received(subject) == []
+
+
+async def test_of_those_acknowledged_together_none_comes_back(subject: Subject) -> None:
+    for number in range(12):
+        await subject.send(f"{number}", {})
+    deliveries = [delivery for _ in range(3) for delivery in await _received(subject)]
+    assert len(deliveries) == 12
+    assert list(await subject.master.acknowledge_all(deliveries)) == [None] * 12
     await asyncio.sleep(VISIBILITY_S - 0.5)
     assert await _received(subject) == []
 

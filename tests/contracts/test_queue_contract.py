@@ -12,7 +12,7 @@ import pytest
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.errors import AmbiguousError, Cause, HeldOffError, LeaseTooShortError, RefusedError
 from dispatcher.model import Attribute, Outgoing, Region
-from dispatcher.pipeline import Queue
+from dispatcher.pipeline import RegionalQueue
 from dispatcher.policy.breaker import Breaker, BreakerState
 from tests.contracts.conftest import clients_on, kinds
 from tests.fakes.faults import Faults
@@ -34,7 +34,7 @@ class Breaking:
 
 @dataclass(slots=True)
 class Subject:
-    queue: Queue
+    queue: RegionalQueue
     received: Callable[[int], Any]  # how many messages to wait for → their bodies, attributes and ids
     breaking: Breaking
 
@@ -100,6 +100,13 @@ async def test_a_message_arrives_byte_for_byte_with_its_attributes(subject: Subj
     sqs_message_id = await subject.queue.send(out(TEXT, attributes))
     assert sqs_message_id
     assert await subject.received(1) == [(TEXT, attributes)]
+
+
+async def test_of_those_sent_together_each_hears_its_own(subject: Subject) -> None:
+    answers = await subject.queue.send_all([out("1"), out("2", departs=too_short), out("3")])
+    assert isinstance(answers[1], LeaseTooShortError)
+    assert len({answer for answer in answers if isinstance(answer, str)}) == 2
+    assert sorted(body for body, _ in await subject.received(2)) == ["1", "3"]
 
 
 async def test_twenty_five_at_once_each_get_an_id_of_their_own(subject: Subject) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from dispatcher.errors import AmbiguousError, Cause, RefusedError
 
@@ -142,6 +143,16 @@ class Faults:
 def _passes(point: str) -> None:
     if life := LIFE.get():
         life.passes(point)
+
+
+async def each[T](calls: Iterable[Coroutine[Any, Any, T]]) -> list[T | Exception]:
+    """Make several calls at once, as a lane does; return each one's own answer or error."""
+    answers: list[T | Exception] = []
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 async def _rest(seconds: float) -> None:

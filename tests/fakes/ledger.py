@@ -1,6 +1,6 @@
 """A ledger in memory: the state machine of decisions 5, 9 and 11, written a second time on purpose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dispatcher.errors import LeaseLostError
@@ -20,7 +20,7 @@ from dispatcher.model import (
     Region,
     Unmovable,
 )
-from tests.fakes.faults import Faults
+from tests.fakes.faults import Faults, each
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,10 @@ class FakeLedger:
     async def claim(self, request: ClaimRequest) -> ClaimAnswer:
         return await self.faults.call("claim", lambda: self._claim(request))
 
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
+        answers = await each(self.claim(request) for request in requests)
+        return [a if isinstance(a, Claimed | Exception) else Exception("refused") for a in answers]
+
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         def work() -> Claimed | None:
             item = self.items.get(request.message.request_id)
@@ -89,6 +93,9 @@ class FakeLedger:
             self._put("confirm", replace(item, state="dispatched", lease_end=0.0, sqs_message_id=sqs_message_id))
 
         await self.faults.call("confirm", work)
+
+    async def confirm_all(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
+        return await each(self.confirm(*confirmation) for confirmation in confirmations)
 
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         def work() -> Claimed:

@@ -1,13 +1,13 @@
 """A master queue and regional queues in memory, as SQS behaves: visibility, receipts, receive counts, redrive."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import Attribute, Delivery, Depth, Outgoing, Region
-from tests.fakes.faults import LIFE, Faults, Life
+from tests.fakes.faults import LIFE, Faults, Life, each
 
 RECEIVE_MAX_S = 43200
 
@@ -86,6 +86,9 @@ class FakeMaster:
             self.acknowledged[delivery.message_id] = asyncio.get_running_loop().time()
 
         await self.faults.call("acknowledge", work)
+
+    async def acknowledge_all(self, deliveries: Sequence[Delivery]) -> Sequence[Exception | None]:
+        return await each(self.acknowledge(delivery) for delivery in deliveries)
 
     async def keep_invisible(self, delivery: Delivery, seconds: int) -> None:
         def work() -> None:
@@ -180,6 +183,9 @@ class FakeQueue:
 
         arrival = await self.faults.call("send", work, answered)
         return f"{self.region}-{self.arrivals.index(arrival) + 1}"
+
+    async def send_all(self, outs: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        return await each(self.send(out) for out in outs)
 
     async def depth(self) -> Depth:
         self.reads.append(asyncio.get_running_loop().time())

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.breaker import Breaker
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
-from tests.fakes.faults import LIFE, Faults, KilledError, Life
+from tests.fakes.faults import LIFE, Faults, KilledError, Life, each
 from tests.fakes.ledger import FakeLedger, Item
 from tests.fakes.queues import Arrival, FakeMaster, FakeQueue
 
@@ -77,11 +77,18 @@ class BreakingLedger:
     async def claim(self, request: ClaimRequest) -> ClaimAnswer:
         return await self._learning(self.fake.claim(request))
 
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
+        answers = await each(self.claim(request) for request in requests)
+        return [a if isinstance(a, Claimed | Exception) else Exception("refused") for a in answers]
+
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         return await self._learning(self.fake.take_over(old, request))
 
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None:
         await self._learning(self.fake.confirm(claim, sqs_message_id))
+
+    async def confirm_all(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]:
+        return await each(self.confirm(*confirmation) for confirmation in confirmations)
 
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         return await self._learning(self.fake.retarget(claim, choice))
@@ -117,6 +124,9 @@ class BreakingQueue:
             raise
         self.board.learn(region, succeeded=True)
         return sqs_message_id
+
+    async def send_all(self, outs: Sequence[Outgoing]) -> Sequence[str | Exception]:
+        return await each(self.send(out) for out in outs)
 
 
 class Process:

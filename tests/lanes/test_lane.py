@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.errors import AmbiguousError
+from dispatcher.errors import AmbiguousError, Cause, RefusedError
 from dispatcher.lanes.batch import BatchLimits
 from dispatcher.lanes.lane import Lane, LaneClosedError
 from tests.virtual_time import run_virtual
@@ -97,6 +97,63 @@ def test_a_batch_departs_at_once_when_it_is_full_by_bytes(items: list[str]) -> N
             assert far.calls[0][0] == 0.0
             await settled(*tasks)
         assert all(len(batch) == 1 or sum(map(len, batch)) <= 10 for batch in far.batches)
+
+    run_virtual(main())
+
+
+def test_items_submitted_together_are_answered_in_order_over_several_batches() -> None:
+    async def main() -> None:
+        broken = RefusedError(Cause.INVALID, "b")
+        far = Far(answer=lambda items: [broken if item == "b" else f"done {item}" for item in items])
+        async with far.lane(items=3) as lane:
+            assert await lane.submit_all("abcdefg") == ["done a", broken, *(f"done {item}" for item in "cdefg")]
+        assert far.calls == [(0.0, ["a", "b", "c"]), (0.0, ["d", "e", "f"]), (LINGER_S, ["g"])]
+
+    run_virtual(main())
+
+
+def test_no_items_together_are_answered_without_a_call() -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane() as lane:
+            assert await lane.submit_all([]) == []
+        assert far.calls == []
+
+    run_virtual(main())
+
+
+def test_of_items_together_a_cancellation_withdraws_what_has_not_departed_and_no_others() -> None:
+    async def main() -> None:
+        far = Far(takes_s=5.0)
+        async with far.lane(items=3, size=100) as lane:
+            together = asyncio.create_task(lane.submit_all("abcd"))
+            await asyncio.sleep(0.1)
+            single = asyncio.create_task(lane.submit("e"))
+            await asyncio.sleep(0.1)
+            together.cancel()
+            assert await single == "done e"
+            with pytest.raises(asyncio.CancelledError):
+                await together
+        assert far.batches == [["a", "b", "c"], ["e"]]
+
+    run_virtual(main())
+
+
+def test_of_items_together_those_that_never_departed_hear_that_the_lane_has_ended() -> None:
+    async def main() -> None:
+        far = Far(takes_s=100.0)
+        answers: list[Answers] = []
+
+        async def submit(lane: Lane[str, str]) -> None:
+            answers.append(await lane.submit_all("abcd"))
+
+        with suppress(ZeroDivisionError):
+            async with far.lane(items=3, linger_s=50.0, flushes_max=1) as lane:
+                waiting = asyncio.create_task(submit(lane))
+                await asyncio.sleep(0.1)
+                raise ZeroDivisionError  # the process ends by a fault: nobody waits for what is under way
+        await waiting
+        assert [type(answer) for answer in answers[0]] == [AmbiguousError] * 3 + [LaneClosedError]
 
     run_virtual(main())
 

@@ -217,7 +217,7 @@ def test_a_poll_that_hangs_is_cut_off_at_the_deadline() -> None:
 def test_a_bug_in_carrying_one_message_costs_that_message_alone() -> None:
     async def story() -> None:
         async with world(receives_max=10) as here:
-            here.ledger.faults.on("claim", bug(), 2)
+            here.ledger.faults.on("claim", bug(), 2, 6)  # together with the others, and then alone
             for number in range(5):
                 here.submit(f"r{number}")
             process = here.start()
@@ -248,14 +248,14 @@ def test_failed_receives_back_off_are_counted_and_recover(cause: Cause) -> None:
     run_virtual(story())
 
 
-def test_a_slow_message_delays_no_other() -> None:
+def test_a_slow_call_delays_those_that_came_together_and_no_other() -> None:
     async def story() -> None:
         async with world(A, B, C) as here:
             here.ledger.faults.on("claim", slow(after_s=80.0), 1)
             for number in range(300):
                 here.submit(f"r{number}")
             here.start()
-            await here.until(lambda: len(here.arrivals) == 299, within_s=20)
+            await here.until(lambda: len(here.arrivals) >= 290, within_s=20)
             await here.empty()
 
     run_virtual(story())

@@ -29,6 +29,78 @@ def after(*points: str) -> Callable[[str, int], bool]:
     return lambda point, _: point in points
 
 
+# --- together ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [(refused(Cause.THROTTLED), "throttled"), (lost_request(), "ambiguous"), (lost_answer(), "ambiguous")],
+    ids=["refused", "lost_request", "lost_answer"],
+)
+def test_what_one_of_those_that_came_together_meets_is_its_own_matter(step: str, trouble: Trouble, cause: str) -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            faults = {"send": here.regional[A].faults, "acknowledge": here.master.faults}.get(step, here.ledger.faults)
+            faults.on(step, trouble, 4)
+            for number in range(10):
+                here.submit(f"r{number}")
+            process = here.start(pollers=1)
+            await here.until(lambda: process.outcomes() == {"dispatched": 10})
+            assert not here.master.messages
+            assert {arrival.request_id for arrival in here.arrivals} == {f"r{number}" for number in range(10)}
+            assert len(here.arrivals) == 10 + (step == "send" and trouble.worked)
+            again = step == "claim" or (step == "send" and cause == "throttled")  # with one Region it is released first
+            assert here.ledger.faults.calls["claim"] == 10 + again, "nobody else claims again"
+            assert here.regional[A].faults.calls["send"] == 10 + (step == "send")
+            stage = {"claim": "ledger", "confirm": "ledger", "acknowledge": "delete"}.get(step, step)
+            assert process.value("errors_total", stage=stage, error=cause) == 1
+            assert process.in_flight.placed == 0
+
+    run_virtual(story())
+
+
+def test_a_duplicate_a_late_one_and_poison_leave_those_that_they_came_with() -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            here.submit("twin")
+            first = here.start("first")
+            await here.until(lambda: first.outcomes() == {"dispatched": 1})
+            first.kill()
+            here.submit("twin")
+            here.submit("late", metadata={"deadline": "2020-01-01T00:00:00Z"})
+            here.master.send("poison")
+            for number in range(5):
+                here.submit(f"r{number}")
+            second = here.start("second")
+            ends = {"dispatched": 5, "duplicate": 1, "rejected": 2}
+            await here.until(lambda: second.outcomes() == ends)
+            assert sorted(arrival.request_id for arrival in here.arrivals) == ["r0", "r1", "r2", "r3", "r4", "twin"]
+            assert second.in_flight.placed == 0
+
+    run_virtual(story())
+
+
+def test_those_that_came_together_are_each_handed_back_when_the_drain_is_over() -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            here.ledger.faults.always("claim", hangs())
+            for number in range(10):
+                here.submit(f"r{number}")
+            process = here.start(drain_s=5.0)
+            await asyncio.sleep(1)
+            process.drain()
+            await process.ended()
+            assert process.outcomes() == {"released": 10}
+            assert len(process.in_flight) == 0
+            here.ledger.faults.clear("claim")
+            here.start("next")
+            await here.until(lambda: len(here.arrivals) == 10, within_s=30)
+            await here.empty()
+
+    run_virtual(story())
+
+
 # --- order and crashes --------------------------------------------------------------------------------------
 
 

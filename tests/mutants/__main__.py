@@ -1,5 +1,6 @@
 """`make mutants`: puts each bug into a copy of the tree and asks the tests for it. Exit status 0: all were found."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 
 
+_CRASH = re.compile(r"^E +((?:Type|Name|Attribute)Error.*)", re.MULTILINE)
+
+
 def tried(bug: Bug, folder: Path) -> str | None:
     """Return the test that found the bug, None if none did."""
     place = folder / bug.file
@@ -26,6 +30,8 @@ def tried(bug: Bug, folder: Path) -> str | None:
         )  # fmt: skip
     finally:
         place.write_text(right, encoding="utf-8")
+    if crash := _CRASH.search(run.stdout):
+        raise SystemExit(f"{bug.name!r} is no bug but a crash ({crash[1]}): bring it up to date")
     found = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
     if run.returncode in (1, 2) and found:  # 2: the others were stopped at the first one
         return found[0].split(" - ")[0].removeprefix("FAILED ")

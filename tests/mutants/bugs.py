@@ -1,4 +1,4 @@
-"""Ten deliberate bugs, each of which a test must find. `make mutants` tries them."""
+"""Deliberate bugs, each of which a test must find. `make mutants` tries them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +38,27 @@ BUGS = (
     Bug(
         "delete before confirm",
         PIPELINE,
-        "                            await self._confirm(flight, sent)\n"
-        "                            await self._acknowledge(flight)\n",
-        "                            await self._acknowledge(flight)\n"
-        "                            await self._confirm(flight, sent)\n",
+        "                        await self._confirm(flight, state)\n"
+        "                        await self._acknowledge(flight)\n",
+        "                        await self._acknowledge(flight)\n"
+        "                        await self._confirm(flight, state)\n",
+        (PATH, SEEDS),
+    ),
+    Bug(
+        "delete before confirm, together",
+        PIPELINE,
+        "        confirmed = await self._confirm_all(sent, part)\n"
+        "        await self._acknowledge_all(confirmed, part)\n",
+        "        await self._acknowledge_all(sent, part)\n        await self._confirm_all(sent, part)\n",
+        (PATH, SEEDS),
+    ),
+    Bug(
+        "send a claim that was refused together with others",
+        PIPELINE,
+        "                self._call_failed(flight, Stage.LEDGER, answer)\n                part(flight, choice)\n",
+        "                self._call_failed(flight, Stage.LEDGER, answer)\n"
+        "                if flight.claim:\n"
+        "                    claimed.append(Going(flight, message, flight.claim))\n",
         (PATH, SEEDS),
     ),
     Bug(
@@ -63,9 +80,9 @@ BUGS = (
         "dispatcher/loops/intake.py",
         "                await self.lifecycle.until_draining()\n",
         "                await self.lifecycle.until_draining()\n"
-        "                for poll in polls:\n"
+        "                for poll in polls.tasks:\n"
         "                    poll.cancel()\n",
-        ("tests/loops/test_intake.py", SEEDS),
+        ("tests/loops/test_intake.py",),
     ),
     Bug(
         "lease longer than visibility",
