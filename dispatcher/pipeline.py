@@ -364,8 +364,9 @@ class Pipeline:
 
     async def _send(
         self, flight: Flight, message: Message, claim: Claimed, fault: Exception | None = None
-    ) -> Sent | None:
-        """Return which Region accepted it; None when nobody did for certain, and the claim is ours no more.
+    ) -> Sent | Held | None:
+        """Return which Region accepted it; None when nobody did for certain, or the claim has lapsed and is ours no
+        more; or until when it is to lapse elsewhere.
 
         `fault`: what the first try met, if that was made already.
 
@@ -379,8 +380,7 @@ class Pipeline:
         while True:
             if fault is None and claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
                 if lost_answers:
-                    await self._lapse(flight, message, claim)
-                    return None
+                    return await self._lapse(flight, message, claim)
                 lease_end = await self._next_lease_end(flight)
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.renew, claim, lease_end)
             flight.claim = claim
@@ -396,8 +396,7 @@ class Pipeline:
                 self._send_failed(message, claim.region, lost)
                 lost_answers += 1
                 if lost_answers == LOST_ANSWERS_MAX:
-                    await self._lapse(flight, message, claim)
-                    return None
+                    return await self._lapse(flight, message, claim)
                 await asyncio.sleep(backoff_s(lost_answers, self.random))
                 continue
             except (HeldOffError, RefusedError) as no:
@@ -407,14 +406,15 @@ class Pipeline:
                         flight.refused_by[claim.region] = str(no)
                 if lost_answers:  # a copy may be there, so no other Region may get one yet: wait for this one
                     if claim.region in flight.refused_by:
-                        await self._lapse(flight, message, claim)
-                        return None
+                        return await self._lapse(flight, message, claim)
                     await self.board.change()
                     await asyncio.sleep(backoff_s(lost_answers, self.random))
                     continue
                 flight.step = Step.CLAIMING
                 tried.add(claim.region)
                 choice = self._book(flight, message, without=tried)
+                if choice is None and flight.sent_perhaps:  # nobody may read in the ledger that no Region has it
+                    return await self._lapse(flight, message, claim)
                 if choice is None:
                     await self._release(flight, claim, rejected=self._refused_by_all(flight, message))
                     return None
@@ -451,18 +451,20 @@ class Pipeline:
     def _refused_by_all(self, flight: Flight, message: Message) -> bool:
         return self.board.serving(message.model_name) <= flight.refused_by.keys()
 
-    async def _lapse(self, flight: Flight, message: Message, claim: Claimed) -> None:
-        """Let the claim of a message that its Region may have run out, before anyone may send it again.
+    async def _lapse(self, flight: Flight, message: Message, claim: Claimed) -> Held | None:
+        """Let the claim of a message that a Region may have run out, before anyone may send it again.
 
-        The visibility is kept, since letting that lapse too would only spend a receive. The place is given up: the
-        Region is free to get other messages, which show whether it works again.
+        The visibility is kept, since letting that lapse too would only spend a receive, unless others need the slot:
+        then return until when nobody may have it. The place is given up: the Region is free to get other messages,
+        which show whether it works again.
         """
         log.warning("claim.lapsing", request_id=message.request_id, region=claim.region, until=claim.lease_end)
         flight.sent_perhaps = True
         self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
-        await asyncio.sleep(max(0.0, claim.lease_end - self.clock.now()) + JUST_PAST_S)
-        _still_ours(flight)
+        if not await self._outlast(flight, claim.lease_end):
+            return Held(claim.lease_end)
         flight.step, flight.claim = Step.RECEIVED, None
+        return None
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
@@ -556,7 +558,7 @@ class Pipeline:
             if flight.step is Step.ACCEPTED:
                 await self.master.acknowledge(flight.delivery)
                 return Outcome.DISPATCHED
-            if flight.step in (Step.SENDING, Step.ENDED):
+            if flight.step in (Step.SENDING, Step.ENDED) or (flight.sent_perhaps and flight.claim):
                 return Outcome.FAILED  # a Region may have it, or the last word on it was given: all lapses by itself
             if flight.claim is not None:
                 with suppress(LeaseLostError):  # the claim was not written, or is another's by now

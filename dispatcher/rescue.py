@@ -27,7 +27,18 @@ from dispatcher.errors import (
 )
 from dispatcher.inflight import Flight
 from dispatcher.lifecycle import Lifecycle
-from dispatcher.model import Delivery, Elsewhere, LapsedMove, Message, Move, MoveAnswer, Outgoing, Priority, Region
+from dispatcher.model import (
+    Delivery,
+    Elsewhere,
+    LapsedMove,
+    Message,
+    Move,
+    MoveAnswer,
+    Outgoing,
+    Priority,
+    Region,
+    Unmovable,
+)
 from dispatcher.pipeline import Queue, Terms, attributes_of, outgoing
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.decode import decode
@@ -159,7 +170,7 @@ class Rescue:
             return await self._leave(consumer, flight)
         if isinstance(answer, LapsedMove):  # a copy may be where the last one was going: then there once more
             choice = self.board.follow(flight, message.model_name, answer.region, without=out)
-            move = replace(move, choice=choice)
+            move = replace(move, token=uuid4().hex, choice=choice)  # the first one may still be on its way
             answer = await self.ledger.begin_move(move, answer)
         match answer:
             case Elsewhere():
@@ -167,6 +178,8 @@ class Rescue:
                 return "copy_deleted"
             case Move():
                 return await self._send(message, move, consumer, flight)
+            case Unmovable(why):
+                log.info("rescue.not_moved", request_id=message.request_id, region=source, why=why)
         return await self._leave(consumer, flight)
 
     async def _leave(self, consumer: Consumer, flight: Flight) -> str:

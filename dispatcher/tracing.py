@@ -125,10 +125,10 @@ class TracedPipeline(Pipeline):
 
     async def _send(
         self, flight: Flight, message: Message, claim: Claimed, fault: Exception | None = None
-    ) -> Sent | None:
+    ) -> Sent | Held | None:
         with self.tracing.stage("send") as span:
             sent = await Pipeline._send(self, flight, message, claim, fault)
-            if sent:
+            if isinstance(sent, Sent):
                 span.set_attributes(
                     {"dispatcher.region": sent.claim.region, "dispatcher.sqs_message_id": sent.sqs_message_id}
                 )

@@ -12,6 +12,7 @@ Every write but the first names the token of the claim that it changes: who lost
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from decimal import Decimal
 from typing import Any, Self
 
 from dispatcher.aws.clients import Caller
@@ -181,11 +182,16 @@ class Ledger:
         return await self._confirms.submit_all(confirmations)
 
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
-        """claimed for A → claimed for B, fenced, before B is tried: a takeover must know where a copy may be."""
+        """claimed for A → claimed for B, fenced, before B is tried: a takeover must know where a copy may be.
+
+        On condition that it is still claimed for A, or already for B: when the claim has gone on to C, a try that was
+        long on its way must not bring it back.
+        """
         chosen = _chosen(choice)
         sets = ", ".join(f"#{name} = :{name}" for name in chosen)
-        values = {f":{name}": value for name, value in chosen.items()}
-        await self._update(claim, sets, values, {f"#{name}": name for name in chosen})
+        values = {f":{name}": value for name, value in chosen.items()} | {":left": {"S": claim.region}}
+        names = {f"#{name}": name for name in chosen}
+        await self._update(claim, sets, values, names, only_if="(#region = :left OR #region = :region)")
         return Claimed(claim.request_id, claim.token, choice.region, claim.lease_end)
 
     async def renew(self, claim: Claimed, lease_end: float) -> Claimed:
@@ -387,14 +393,17 @@ class Ledger:
 
     # --- calls -------------------------------------------------------------------------------------------------
 
-    async def _update(self, claim: Claimed, sets: str, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    async def _update(
+        self, claim: Claimed, sets: str, values: Mapping[str, Any], names: Mapping[str, str], *, only_if: str = ""
+    ) -> None:
         """Change our claim: our token, and not yet dispatched. A repeat after a lost answer changes nothing."""
+        condition = "#owner = :owner AND #state <> :dispatched"
         try:
             await self._write(
                 "update_item",
                 Key={"request_id": {"S": claim.request_id}},
                 UpdateExpression=f"SET #expires = :expires, {sets}",
-                ConditionExpression="#owner = :owner AND #state <> :dispatched",
+                ConditionExpression=f"{condition} AND {only_if}" if only_if else condition,
                 ExpressionAttributeNames={"#owner": "owner", "#state": "state", "#expires": "expires_at", **names},
                 ExpressionAttributeValues={
                     ":expires": {"N": str(int(self._clock.now() + self._retention_s))},
@@ -521,7 +530,7 @@ def _record(item: Mapping[str, Any]) -> Record:
         lease_end=_text(item, "lease_end", "N", "0"),
         region=Region(region) if region else None,
         work=_text(item, "work", "S"),
-        generation=int(float(_text(item, "generation", "N", "0"))),
+        generation=int(Decimal(_text(item, "generation", "N", "0"))),
         expires_at=float(_text(item, "expires_at", "N", "inf")),
     )
 

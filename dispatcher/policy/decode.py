@@ -19,6 +19,7 @@ GENERATION = "dispatcher.generation"
 """The one attribute under our prefix that a sender may set."""
 
 REQUEST_ID_MAX = 256
+DIGITS_MAX = 38  # of a number: SQS and DynamoDB keep no more (DynamoDB developer guide, data types)
 
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
@@ -176,6 +177,6 @@ def _generation(attribute: Attribute | None) -> int:
     if attribute is None:
         return 0
     value = attribute.value
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= DIGITS_MAX:
         return int(value)
-    raise PoisonError(f"{GENERATION}: must be a whole number, zero or more")
+    raise PoisonError(f"{GENERATION}: must be a whole number, zero or more, of at most {DIGITS_MAX} digits")

@@ -40,7 +40,7 @@ from tests.fakes.faults import Faults, lost_answer
 from tests.fakes.ledger import FakeLedger
 
 HOME = Region("us-east-1")
-A, B = Region("eu-west-1"), Region("us-west-2")
+A, B, C = Region("eu-west-1"), Region("us-west-2"), Region("ap-south-1")
 RETENTION_S = 1000.0
 Read = Callable[[str], Awaitable[dict[str, str] | None]]
 
@@ -164,27 +164,25 @@ async def _claimed(subject: Subject, wanted: ClaimRequest) -> Claimed:
     return claim
 
 
-async def test_claims_made_together_each_have_their_own_answer(subject: Subject) -> None:
-    taken = request("taken", at=subject.time)
-    await subject.one.claim(taken)
-    wanted = [request(name, at=subject.time) for name in ("first", "taken", "third")]
+async def test_claims_made_together_each_have_their_own_answer(subject: Subject, ids: Ids) -> None:
+    names = [ids(), ids(), ids()]
+    await subject.one.claim(request(names[1], at=subject.time))
+    wanted = [request(name, at=subject.time) for name in names]
     first, second, third = await subject.two.claim_all(wanted)
     assert [first, third] == [Claimed(r.message.request_id, r.token, A, r.lease_end) for r in wanted[::2]]
     assert isinstance(second, Exception)
     assert not isinstance(second, AwsError), "no fault, but a refusal: `claim` tells what by"
     assert isinstance(await subject.two.claim(wanted[1]), Held)
-    assert [(await subject.read(name) or {})["owner"] for name in ("first", "third")] == [first.token, third.token]  # type: ignore[union-attr]
+    assert [(await subject.read(name) or {})["owner"] for name in names[::2]] == [r.token for r in wanted[::2]]
 
 
-async def test_confirmations_made_together_each_have_their_own_end(subject: Subject) -> None:
-    ours, theirs = request("ours", at=subject.time), request("theirs", at=subject.time)
-    one, two = await subject.one.claim(ours), await subject.two.claim(theirs)
-    assert isinstance(one, Claimed)
-    assert isinstance(two, Claimed)
+async def test_confirmations_made_together_each_have_their_own_end(subject: Subject, ids: Ids) -> None:
+    one, two = [await _claimed(subject, request(ids(), at=subject.time)) for _ in range(2)]
     well, ill = await subject.one.confirm_all([(one, "m-1"), (two._replace(token="another's"), "m-2")])
     assert well is None
     assert isinstance(ill, LeaseLostError)
-    assert [(await subject.read(name) or {})["state"] for name in ("ours", "theirs")] == ["dispatched", "claimed"]
+    states = [(await subject.read(claim.request_id) or {})["state"] for claim in (one, two)]
+    assert states == ["dispatched", "claimed"]
 
 
 async def test_a_new_request_is_claimed_with_what_was_asked(subject: Subject, ids: Ids) -> None:
@@ -419,6 +417,25 @@ async def test_nothing_can_be_done_to_a_claim_that_was_never_written(subject: Su
         with pytest.raises(LeaseLostError):
             await change
     assert await subject.read(nobody.request_id) is None
+
+
+async def test_a_retarget_that_was_long_on_its_way_does_not_bring_a_claim_back(subject: Subject, ids: Ids) -> None:
+    claim = await _claimed(subject, request(ids(), at=subject.time, region=A))
+    to_b = await subject.one.retarget(claim, chosen(B))
+    to_c = await subject.one.retarget(to_b, chosen(C))
+    assert await subject.one.retarget(to_b, chosen(C)) == to_c, "a repeat changes nothing"
+    with pytest.raises(LeaseLostError):
+        await subject.one.retarget(claim, chosen(B))
+    assert (await subject.read(claim.request_id) or {})["region"] == C
+
+
+async def test_generations_of_many_digits_are_told_apart(subject: Subject, ids: Ids) -> None:
+    first = request(ids(), at=subject.time, generation=10**37 + 1)
+    await subject.one.confirm(await _claimed(subject, first), "id")
+    same = request(first.message.request_id, at=subject.time, generation=10**37 + 1)
+    assert await subject.two.claim(same) == Duplicate()
+    higher = request(first.message.request_id, at=subject.time, generation=10**37 + 2)
+    assert isinstance(await subject.two.claim(higher), Lapsed)
 
 
 async def test_a_dispatched_request_is_neither_released_nor_renewed_nor_retargeted(subject: Subject, ids: Ids) -> None:

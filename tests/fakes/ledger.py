@@ -99,7 +99,10 @@ class FakeLedger:
 
     async def retarget(self, claim: Claimed, choice: Choice) -> Claimed:
         def work() -> Claimed:
-            self._put("retarget", replace(self._undecided(claim), region=choice.region))
+            item = self._undecided(claim)
+            if item.region not in (claim.region, choice.region):
+                raise LeaseLostError("the claim has gone on")
+            self._put("retarget", replace(item, region=choice.region))
             return claim._replace(region=choice.region)
 
         return await self.faults.call("retarget", work)

@@ -924,6 +924,49 @@ def test_a_takeover_whose_send_is_throttled_once_stays_with_the_region_where_a_c
     run_virtual(story())
 
 
+def test_what_a_region_may_have_is_never_written_down_as_in_none() -> None:
+    """A's send may have gone through; then every Region refuses, the process dies, and the deadline passes."""
+
+    async def story() -> None:
+        async with world(receives_max=10) as here:
+            deadline = datetime.fromtimestamp(EPOCH_S + 900, UTC).isoformat()
+            here.submit("r", metadata={"deadline": deadline})
+            first = here.start("first")
+            first.life.dies = after("send:done")
+            await here.until(lambda: first.life.dead)
+            here.wall(refused(Cause.THROTTLED))
+            second = here.start("second")
+            await asyncio.sleep(500)
+            assert {w.operation for w in here.ledger.writes_of("r")} & {"take_over"}
+            second.kill()
+            for queue in here.regional.values():
+                queue.faults.clear("send")
+            await asyncio.sleep(500)
+            third = here.start("third")
+            await here.until(third.outcomes)
+            assert "release" not in {w.operation for w in here.ledger.writes_of("r")}
+            assert third.outcomes() == {"dispatched": 1}
+            assert not here.dead_letters.arrivals
+
+    run_virtual(story())
+
+
+def test_messages_whose_claims_lapse_leave_their_slots_to_others() -> None:
+    async def story() -> None:
+        async with world(A, receives_max=10) as here:
+            here.regional[A].faults.on("send", lost_request(), *range(1, 2 * LOST_ANSWERS_MAX + 1))
+            here.submit("one")
+            here.submit("two")
+            process = here.start(slots=2, pollers=1)
+            await here.until(lambda: process.outcomes().get("held") == 2, within_s=60)
+            here.submit("three")
+            await here.until(lambda: here.arrivals_of("three"), within_s=30)
+            await here.empty()
+            assert sorted(arrival.request_id for arrival in here.arrivals) == ["one", "three", "two"]
+
+    run_virtual(story())
+
+
 def test_bad_messages_that_no_dead_letter_queue_takes_leave_room_for_good_ones() -> None:
     async def story() -> None:
         async with world() as here:

@@ -31,8 +31,8 @@ BUGS = (
     Bug(
         "drop the owner condition",
         LEDGER,
-        'ConditionExpression="#owner = :owner AND #state <> :dispatched"',
-        'ConditionExpression="(#owner = :owner OR #owner <> :owner) AND #state <> :dispatched"',
+        'condition = "#owner = :owner AND #state <> :dispatched"',
+        'condition = "(#owner = :owner OR #owner <> :owner) AND #state <> :dispatched"',
         (CONTRACT,),
     ),
     Bug(
