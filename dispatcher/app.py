@@ -18,7 +18,7 @@ from dispatcher.aws.clients import Caller, Clients, plainly
 from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.ledger import Ledger, read_item
 from dispatcher.aws.master import MasterQueue
-from dispatcher.aws.queues import lag_s, read_attributes, read_depth, read_depths, redrive_target
+from dispatcher.aws.queues import lag_s, read_depth, read_depths, redrive_target, size_limit
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.board import READINGS_PER_TTL, Board
 from dispatcher.clock import Clock
@@ -36,6 +36,7 @@ from dispatcher.model import Depth, Priority, Region
 from dispatcher.pipeline import Pipeline, Terms
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.breaker import Breaker
+from dispatcher.policy.envelope import BYTES_MAX
 from dispatcher.policy.life import life, readable
 from dispatcher.rescue import Rescue, visibility_s
 from dispatcher.settings import Settings, region_of
@@ -156,6 +157,7 @@ class App:
         )
         self.table: Caller | None = None  # once there is one: for whoever asks where a request is
         self.answered: set[str] = set()  # of what readiness asks for
+        self.bytes_max = BYTES_MAX  # of a message, that every queue takes
 
     async def run(self) -> None:
         gc.freeze()  # what is here now stays
@@ -236,6 +238,7 @@ class App:
                 metrics=self.metrics,
                 random=self.random,
                 fair=settings.fair_queues,
+                bytes_max=self.bytes_max,
                 gives_way=lambda: self.lifecycle.draining or self.in_flight.parking_full,
                 chose=self.live.chose,
             )
@@ -311,6 +314,7 @@ class App:
                         heartbeats=self.heartbeats,
                         random=self.random,
                         fair=settings.fair_queues,
+                        bytes_max=self.bytes_max,
                     )
                 )
             loops: list[_Loop] = [
@@ -412,9 +416,8 @@ class App:
     async def _check(self, home: Caller, ledger: Ledger) -> str | None:
         """Wait until master queue and ledger answer; return the dead-letter queue's URL. Raises StartError."""
         settings = self.settings
-        asking = partial(read_attributes, home, names=["QueueArn"])
         await self._first_answer(
-            "master queue", "DISPATCHER_MASTER_QUEUE_URL", partial(asking, settings.master_queue_url)
+            "master queue", "DISPATCHER_MASTER_QUEUE_URL", partial(size_limit, home, settings.master_queue_url)
         )
         self.answered.add("master queue")
         await self._first_answer("ledger", "DISPATCHER_LEDGER_TABLE", ledger.ping)
@@ -425,20 +428,26 @@ class App:
                 "dead-letter queue", variable, partial(redrive_target, home, settings.master_queue_url)
             )
         else:
-            await self._first_answer("dead-letter queue", variable, partial(asking, url))
-        if url is None:
+            await self._first_answer("dead-letter queue", variable, partial(size_limit, home, url))
+        if url is not None:
+            with suppress(AwsError):  # its redrive policy may name one that we may not ask
+                self._fit(await size_limit(home, url))
+        else:
             log.warning(
                 "dead_letter_queue.missing",
                 hint="invalid messages stay in the master; set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy",
             )
         return url
 
+    def _fit(self, bytes_max: int) -> None:
+        self.bytes_max = min(self.bytes_max, bytes_max)
+
     async def _check_regions(self, senders: Mapping[Region, Caller]) -> None:
         """Raise StartError for a regional queue that certainly does not exist; a Region that is down stops nobody."""
 
         async def ask(region: Region, url: str) -> None:
             try:
-                await read_attributes(senders[region], url, ["QueueArn"])
+                self._fit(await size_limit(senders[region], url))
             except AwsError as fault:
                 if fault.cause is Cause.MISSING:
                     there = region_of(url)

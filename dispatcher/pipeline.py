@@ -53,7 +53,7 @@ from dispatcher.model import (
 )
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.decode import decode
-from dispatcher.policy.envelope import forwarded, group, rejected
+from dispatcher.policy.envelope import BYTES_MAX, forwarded, group, rejected
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -152,6 +152,7 @@ class Pipeline:
     metrics: Metrics
     random: Random
     fair: bool = False  # a tenant's messages form an SQS message group
+    bytes_max: int = BYTES_MAX  # of a message, that every queue takes
     tokens: Iterator[str] = field(default_factory=lambda: _tokens())  # of claims: no two deliveries anywhere share one
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
     chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
@@ -516,7 +517,7 @@ class Pipeline:
         if self.dead_letters is None:
             log.error("message.no_dead_letter_queue", hint="set DISPATCHER_DEAD_LETTER_QUEUE_URL or a redrive policy")
             return Outcome.FAILED
-        attributes = rejected(delivery.body, delivery.attributes, reason)
+        attributes = rejected(delivery.body, delivery.attributes, reason, bytes_max=self.bytes_max)
         out = Outgoing(delivery.body, attributes, delivery.trace_header)
         try:
             await self._until_answered(flight, Stage.SEND, self.dead_letters.send, out)
@@ -604,7 +605,7 @@ class Pipeline:
 
         delivery = flight.delivery
         ours = attributes_of(message, claim.region, delivery.message_id, self.clock.now(), delivery.receives)
-        return outgoing(message, delivery, ours, departs, fair=self.fair)
+        return outgoing(message, delivery, ours, departs, fair=self.fair, bytes_max=self.bytes_max)
 
     async def _until_answered[*Ts, T](
         self, flight: Flight, stage: Stage, call: Callable[[*Ts], Awaitable[T]], *args: *Ts
@@ -660,9 +661,10 @@ def outgoing(
     departs: Callable[[], None],
     *,
     fair: bool,
+    bytes_max: int,
 ) -> Outgoing:
     """Return the message as it goes to a Region: the body as it came, the client's attributes, and ours."""
-    attributes = forwarded(delivery.body, delivery.attributes, ours)
+    attributes = forwarded(delivery.body, delivery.attributes, ours, bytes_max=bytes_max)
     tenant = group(message.tenant) if fair and message.tenant else None
     return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
 

@@ -42,6 +42,7 @@ from dispatcher.model import (
 from dispatcher.pipeline import Queue, Terms, attributes_of, outgoing
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.decode import decode
+from dispatcher.policy.envelope import BYTES_MAX
 from dispatcher.telemetry.heartbeats import Heartbeats
 from dispatcher.telemetry.metrics import Metrics
 
@@ -89,6 +90,7 @@ class Rescue:
     metrics: Metrics
     heartbeats: Heartbeats
     random: Random
+    bytes_max: int = BYTES_MAX
     fair: bool = False
     _pauses: dict[Region, tuple[float, float]] = field(default_factory=dict)  # until when (loop time), how long
 
@@ -247,7 +249,7 @@ class Rescue:
             self.clock.now(),
             int(attempt.value) if attempt and str(attempt.value).isdigit() else 1,
         )
-        return outgoing(message, delivery, ours, departs, fair=self.fair)
+        return outgoing(message, delivery, ours, departs, fair=self.fair, bytes_max=self.bytes_max)
 
 
 def _now() -> float:

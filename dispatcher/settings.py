@@ -155,7 +155,7 @@ class Settings(HttpSettings):
     """Visible messages at which a regional queue gets no more."""
     depth_ttl_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60
     """Age past which a depth reading is stale; four readings fall within it."""
-    ledger_retention_seconds: Seconds = 21 * 86400
+    ledger_retention_seconds: Annotated[Seconds, Field(le=100 * 366 * 86400)] = 21 * 86400
     """How long a dispatched request is remembered: master retention + dead-letter retention + margin."""
     visibility_seconds: Annotated[int, Field(ge=1, le=43200)] = 120
     """Asked for with each receive, extended while a message is held: how soon a dead dispatcher's messages return."""

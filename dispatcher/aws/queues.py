@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dispatcher.aws.clients import Caller
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import Depth
+from dispatcher.policy.envelope import BYTES_MAX
 from dispatcher.settings import is_aws
 
 ENTRIES_MAX = 10  # SQS: entries a batch (SendMessageBatch reference)
@@ -55,6 +56,13 @@ async def redrive_target(call: Caller, url: str) -> str | None:
     if not answer.get("QueueUrl"):
         raise RefusedError(Cause.REFUSED, f"the answer for the URL of {name} lacks it")
     return str(answer["QueueUrl"])
+
+
+async def size_limit(call: Caller, url: str) -> int:
+    """Return the most bytes that the queue takes a message of: SQS's limit, or less where its owner says so."""
+    attributes = await read_attributes(call, url, ["MaximumMessageSize"])
+    said = attributes.get("MaximumMessageSize") or ""
+    return int(said) if said.isdecimal() else BYTES_MAX
 
 
 async def read_attributes(call: Caller, url: str, names: list[str]) -> Mapping[str, str]:

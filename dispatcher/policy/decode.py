@@ -123,7 +123,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_collect, parse_constant=_no_constant)
+# numbers are the client's own, and may have more digits than Python makes an int of
+_DECODER = json.JSONDecoder(object_pairs_hook=_collect, parse_constant=_no_constant, parse_int=float)
 
 
 def _json_object(body: str) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _json_object(body: str) -> dict[str, Any]:
 def request_id_of(body: str) -> str | None:
     """Return the id that a body names, also one that cannot be dispatched; None if it names none."""
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_int=float)
     except (ValueError, RecursionError):
         return None
     request_id = fields.get("request_id") if isinstance(fields, dict) else None
@@ -168,7 +169,7 @@ def _work(valid: Body) -> str:
 def _deadline(value: Any) -> float | None:
     """Metadata is the client's own: what is no date-time there is no deadline, and no fault."""
     try:
-        return _moment(value) if isinstance(value, str) else None
+        return max(0.0, _moment(value)) if isinstance(value, str) else None  # of dates long past one is enough
     except (ValueError, OverflowError):
         return None
 

@@ -139,6 +139,25 @@ async def test_poison_goes_to_the_dead_letter_queue_and_its_mates_do_not(world: 
     await world.assert_each_once(good)
 
 
+async def test_where_a_queue_takes_less_what_is_ours_stays_out_and_the_message_goes(world: World) -> None:
+    """Queues made elsewhere may have SQS's old limit, or one of their own."""
+    size = 20_000
+    queues = [(HOME, world.resources.master_queue_url), (HOME, world.resources.dead_letter_queue_url)]
+    queues += [(region, world.regional(region)) for region in REGIONS]
+    for region, url in queues:
+        await world.sqs[region].set_queue_attributes(QueueUrl=url, Attributes={"MaximumMessageSize": str(size)})
+    full = request("full")
+    full = full.replace('"full"', '"full", "filling": "' + "x" * (size - len(full) - 15) + '"')
+    assert len(full) == size
+    await world.send([full, "x" * size, request("small")])
+    await world.start()
+    await world.until_master_is_empty()
+    arrivals = {arrival.request_id: arrival for arrival in await world.arrivals()}
+    assert {name: bool(arrival.attributes) for name, arrival in arrivals.items()} == {"full": False, "small": True}
+    (letter,) = await world.dead_letters()
+    assert (letter.body, letter.attributes) == ("x" * size, {})
+
+
 async def test_an_id_used_for_different_work_is_rejected(world: World) -> None:
     """The same id with another model is a client's mistake, not a duplicate: it must not vanish."""
     first, second = request("same"), request("same", model_name="other")

@@ -285,3 +285,24 @@ def test_a_mebibyte_of_anything_is_poison_and_no_more(body: str) -> None:
     with pytest.raises(PoisonError):
         decode(body, {})
     request_id_of(body)
+
+
+def test_a_deadline_before_all_time_has_passed_and_is_no_fault() -> None:
+    metadata = {"deadline": "0001-01-01T00:00:00+01:00"}
+    assert decode(json.dumps({**LEAST, "metadata": metadata}), {}).deadline == 0.0
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "1e5000"])
+def test_a_number_of_the_client_s_own_may_be_of_any_length(number: str) -> None:
+    body = json.dumps(LEAST)[:-1] + f', "number": {number}}}'
+    assert decode(body, {}).request_id == LEAST["request_id"]
+    assert request_id_of(body) == LEAST["request_id"]
+
+
+def test_a_generation_has_as_many_digits_as_a_queue_and_a_table_keep() -> None:
+    def generation(digits: str) -> int:
+        return decode(json.dumps(LEAST), {GENERATION: Attribute("Number", digits)}).generation
+
+    assert generation("9" * 38) == int("9" * 38)
+    with pytest.raises(PoisonError, match="at most 38 digits"):
+        generation("9" * 39)
