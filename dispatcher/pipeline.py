@@ -255,15 +255,16 @@ class Pipeline:
         if not claimed:
             return []
         _, message, claim = claimed[0]
-        queue = self.regional(claim.region, message.priority)
+        answers = await self.regional(claim.region, message.priority).send_all(
+            [self._outgoing(*one) for one in claimed]
+        )
         sent = []
-        for (flight, message, claim), answer in zip(
-            claimed, await queue.send_all([self._outgoing(*one) for one in claimed]), strict=True
-        ):
+        for (flight, message, claim), answer in zip(claimed, answers, strict=True):
             if isinstance(answer, str):
-                sent.append(Going(flight, message, self._accepted(flight, message, claim, answer)))
+                sent.append(Going(flight, message, self._accepted(flight, claim, answer)))
             else:
                 part(flight, Unsent(claim, answer))
+        self.metrics.dispatched.labels(claim.region, message.priority).inc(len(sent))
         return sent
 
     async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Going[Sent]]:
@@ -421,12 +422,12 @@ class Pipeline:
                     return None
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, choice)
                 continue
-            return self._accepted(flight, message, claim, sqs_message_id)
+            self.metrics.dispatched.labels(claim.region, message.priority).inc()
+            return self._accepted(flight, claim, sqs_message_id)
 
-    def _accepted(self, flight: Flight, message: Message, claim: Claimed, sqs_message_id: str) -> Sent:
+    def _accepted(self, flight: Flight, claim: Claimed, sqs_message_id: str) -> Sent:
         flight.step = Step.ACCEPTED
         self.board.accepted(flight)
-        self.metrics.dispatched.labels(claim.region, message.priority).inc()
         self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
         return Sent(claim, sqs_message_id)
 

@@ -26,6 +26,7 @@ class LaneClosedError(Exception):
 class _Party[ResultT]:
     """Items that were submitted together: who waits for them is woken once, when the last one is answered."""
 
+    departs_by: float  # loop time
     answers: list[ResultT | Exception]
     missing: int
     complete: asyncio.Future[None]
@@ -48,7 +49,6 @@ class _Entry[ItemT, ResultT]:
     item: ItemT
     size: int
     key: Hashable | None
-    departs_by: float  # loop time
     party: _Party[ResultT]
     index: int  # in its party
 
@@ -140,11 +140,13 @@ class Lane[ItemT, ResultT]:
         departs_by = loop.time() + self._linger_s
         unanswered = AmbiguousError("no answer yet")
         # not subscripted, here and below: at run time that costs as much as all the rest
-        party: _Party[ResultT] = _Party([unanswered] * len(items), len(items), loop.create_future(), copy_context())
+        party: _Party[ResultT] = _Party(
+            departs_by, [unanswered] * len(items), len(items), loop.create_future(), copy_context()
+        )
         for index, item in enumerate(items):
             size = self._size_of(item) if self._size_of else 0
             key = self._key_of(item) if self._key_of else None
-            entry: _Entry[ItemT, ResultT] = _Entry(item, size, key, departs_by, party, index)
+            entry: _Entry[ItemT, ResultT] = _Entry(item, size, key, party, index)
             self._waiting.append(entry)
             self._waiting_size += size
         if self._timer is None and self._eager and not self._flying:
@@ -182,7 +184,7 @@ class Lane[ItemT, ResultT]:
         """Start every flush that is due, and set the timer for the next one."""
         loop = self._loop
         while self._waiting and self._flying < self._flushes_max:
-            due = self._waiting[0].departs_by
+            due = self._waiting[0].party.departs_by
             idle = self._eager and not self._flying
             if not (self._full or self._hurried or idle or due <= loop.time()):
                 if self._timer is None:  # one that is set rings no later, and looks again

@@ -131,8 +131,7 @@ class Intake:
             for flight in staying:
                 self._failed(flight)
         else:
-            for flight in staying:
-                self._ended(flight, Outcome.DISPATCHED)
+            self._ended(staying, Outcome.DISPATCHED)
 
     async def _carry(self, flight: Flight, state: State = None) -> None:
         """Carry one delivery to its end. A bug met on the way costs this delivery alone: it is left to redrive."""
@@ -143,7 +142,7 @@ class Intake:
         except Exception:
             self._failed(flight)
         else:
-            self._ended(flight, outcome)
+            self._ended([flight], outcome)
 
     async def _hand_back(self, flight: Flight) -> None:
         try:
@@ -151,21 +150,24 @@ class Intake:
         except Exception:
             self._failed(flight)
         else:
-            self._ended(flight, outcome)
+            self._ended([flight], outcome)
 
     def _failed(self, flight: Flight) -> None:
         self.metrics.error(Stage.ROUTE, Cause.UNEXPECTED)
         log.exception("message.failed", message_id=flight.delivery.message_id, step=flight.step.name)
-        self._ended(flight, Outcome.FAILED)
+        self._ended([flight], Outcome.FAILED)
 
-    def _ended(self, flight: Flight, outcome: Outcome) -> None:
-        flight.step = Step.ENDED
-        self.board.unbook(flight)
-        self.in_flight.remove(flight)
+    def _ended(self, flights: Sequence[Flight], outcome: Outcome) -> None:
+        for flight in flights:
+            flight.step = Step.ENDED
+            self.board.unbook(flight)
+            self.in_flight.remove(flight)
         self.board.notify()
-        self.metrics.messages.labels(outcome).inc()
+        self.metrics.messages.labels(outcome).inc(len(flights))
         if outcome is Outcome.DISPATCHED:
-            self.metrics.dispatch_duration.observe(asyncio.get_running_loop().time() - flight.received_at)
+            now = asyncio.get_running_loop().time()
+            for flight in flights:
+                self.metrics.dispatch_duration.observe(now - flight.received_at)
 
     async def _cut_off(self, carriers: set[asyncio.Task[None]]) -> None:
         """At the deadline: cut off what is under way; each hands back what it can."""

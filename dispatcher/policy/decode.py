@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ DIGITS_MAX = 38  # of a number: SQS and DynamoDB keep no more (DynamoDB develope
 # An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
-_INPUT_URL = re.compile(r"s3://[^/\s?#]+/[^?].*|https://[^/\s?#]+([/?#].*)?")  # an object's key may hold spaces
+_INPUT_URL = re.compile(r"(s3://[^/\s?#]+)/[^?].*|(https://[^/\s?#]+)([/?#].*)?")  # an object's key may hold spaces
 
 
 def is_request_id(text: str) -> bool:
@@ -38,9 +39,16 @@ def _printable(value: str) -> str:
 
 
 def _input_url(value: str) -> str:
-    if not (value.isprintable() and _INPUT_URL.fullmatch(value) and urlsplit(value).hostname):
+    match = _INPUT_URL.fullmatch(value) if value.isprintable() else None
+    if match is None or not _names_a_host(match[1] or match[2]):
         raise ValueError("must be s3://bucket/key or https://...")
     return value
+
+
+@lru_cache(maxsize=1000)
+def _names_a_host(origin: str) -> bool:
+    """Many messages name one; raises ValueError, too, for what is none."""
+    return bool(urlsplit(origin).hostname)
 
 
 def _topic_arn(value: str) -> str:
