@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -198,28 +199,28 @@ class Settings(HttpSettings):
         return {"home_region": home, **values} if home else values
 
     @model_validator(mode="after")
-    def _lease_ends_before_visibility(self) -> Self:
+    def _fit_together(self) -> Self:
+        if faults := list(self._misfits()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _misfits(self) -> Iterator[str]:
         if self.claim_lease_seconds >= self.visibility_seconds:
-            raise ValueError(
+            yield (
                 f"DISPATCHER_CLAIM_LEASE_SECONDS ({self.claim_lease_seconds:g}) must be less than "
                 f"DISPATCHER_VISIBILITY_SECONDS ({self.visibility_seconds}), or a message returns while its claim lives"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _every_queue_is_used_once(self) -> Self:
         master = (self.home_region, self.master_queue_url)
         regional_urls = [(region, url) for region, regional in self.regions.items() for url in regional.queue_urls]
         if master in regional_urls:
-            raise ValueError("DISPATCHER_REGIONS: the master queue cannot be a regional queue too")
+            yield "DISPATCHER_REGIONS: the master queue cannot be a regional queue too"
         if (self.home_region, self.dead_letter_queue_url) in [master, *regional_urls]:
-            raise ValueError("DISPATCHER_DEAD_LETTER_QUEUE_URL: must be a queue of its own")
+            yield "DISPATCHER_DEAD_LETTER_QUEUE_URL: must be a queue of its own"
         others = [master, *regional_urls, (self.home_region, self.dead_letter_queue_url)]
         if self.interruption_queue_url and (self.home_region, self.interruption_queue_url) in others:
-            raise ValueError("DISPATCHER_INTERRUPTION_QUEUE_URL: must be a queue of its own")
+            yield "DISPATCHER_INTERRUPTION_QUEUE_URL: must be a queue of its own"
         if not any(regional.weight > 0 for regional in self.regions.values()):
-            raise ValueError("DISPATCHER_REGIONS: at least one Region needs a weight above 0")
-        return self
+            yield "DISPATCHER_REGIONS: at least one Region needs a weight above 0"
 
     def threshold(self, region: Region) -> int:
         return self.regions[region].overload_threshold or self.overload_threshold
@@ -251,7 +252,8 @@ def _load[S: HttpSettings](kind: type[S], config: Path | None) -> S:
     try:
         settings = kind(**in_file)
     except ValidationError as invalid:
-        raise ConfigurationError([*faults, *(_line(error) for error in invalid.errors(include_url=False))]) from invalid
+        lines = [line for error in invalid.errors(include_url=False) for line in _line(error).splitlines()]
+        raise ConfigurationError([*faults, *lines]) from invalid
     if faults:
         raise ConfigurationError(faults)
     return settings

@@ -275,6 +275,23 @@ def test_a_token_is_never_shown(environment: SetAll) -> None:
     assert "a-secret" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
+def test_values_that_do_not_fit_together_are_a_line_each(environment: SetAll) -> None:
+    master = "http://localhost:4566/000000000000/master"
+    environment(
+        DISPATCHER_CLAIM_LEASE_SECONDS="120",
+        DISPATCHER_MASTER_QUEUE_URL=master,
+        DISPATCHER_DEAD_LETTER_QUEUE_URL=master,
+        DISPATCHER_HOME_REGION="eu-west-1",
+        DISPATCHER_REGIONS=json.dumps({"eu-west-1": {"queue_url": master, "weight": 0}}),
+    )
+    assert [line.split(":")[0].split(" (")[0] for line in faults()] == [
+        "DISPATCHER_CLAIM_LEASE_SECONDS",
+        "DISPATCHER_REGIONS",
+        "DISPATCHER_DEAD_LETTER_QUEUE_URL",
+        "DISPATCHER_REGIONS",
+    ]
+
+
 @pytest.mark.parametrize("other", ["HTTP_PORT", "REGIONS"])
 def test_two_bad_values_are_two_lines(environment: SetAll, other: str) -> None:
     """An operator who corrects one fault per start loses an afternoon."""
