@@ -159,8 +159,10 @@ class Pipeline:
 
     def sort(self, flights: Sequence[Flight]) -> tuple[Collection[Sequence[Going[Choice]]], Sequence[Flight]]:
         """Decode and route deliveries that came together. Return those that go on together, each lot to one queue, and
-        those that go on alone: nobody may get them now, or something is wrong with them.
+        those that go on alone: nobody may get them now, something is wrong, or too little of their visibility is left.
         """
+        if flights and self._lease_left(flights[0]) < self.terms.lease_min_s:  # of all: they came together
+            return [], flights
         lots: dict[tuple[Region, Priority], list[Going[Choice]]] = {}
         alone: list[Flight] = []
         for flight in flights:
@@ -228,12 +230,7 @@ class Pipeline:
     # --- the steps, together ------------------------------------------------------------------------------------
 
     async def _claim_all(self, lot: Sequence[Going[Choice]], part: Part) -> Sequence[Going[Claimed]]:
-        left_s = self._lease_left(lot[0].flight)  # of all: they came together
-        if left_s < self.terms.lease_min_s:
-            for flight, _, choice in lot:
-                part(flight, choice)
-            return []
-        lease_end = self.clock.now() + left_s
+        lease_end = self.clock.now() + self._lease_left(lot[0].flight)
         requests = []
         for flight, message, choice in lot:
             token = next(self.tokens)
