@@ -266,7 +266,10 @@ class Pipeline:
 
     async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Going[Sent]]:
         faults = await self.ledger.confirm_all([one.state for one in sent])
-        return self._well(sent, faults, Stage.LEDGER, part)
+        confirmed = self._well(sent, faults, Stage.LEDGER, part)
+        for flight, _, one in confirmed:
+            _tell(flight, one)
+        return confirmed
 
     async def _acknowledge_all(self, confirmed: Sequence[Going[Sent]], part: Part) -> None:
         faults = await self.master.acknowledge_all([one.flight.delivery for one in confirmed])
@@ -467,13 +470,7 @@ class Pipeline:
 
     async def _confirm(self, flight: Flight, sent: Sent) -> None:
         await self._until_answered(flight, Stage.LEDGER, self.ledger.confirm, sent.claim, sent.sqs_message_id)
-        log.debug(  # the ledger tells it too (`dispatcher status ID`); a line for each costs more than the calls
-            "message.dispatched",
-            request_id=sent.claim.request_id,
-            region=sent.claim.region,
-            sqs_message_id=sent.sqs_message_id,
-            receives=flight.delivery.receives,
-        )
+        _tell(flight, sent)
 
     async def _acknowledge(self, flight: Flight) -> None:
         """Delete the message. If its receipt is too old it comes again, and is a duplicate then."""
@@ -665,6 +662,16 @@ def outgoing(
     attributes = forwarded(delivery.body, delivery.attributes, ours, bytes_max=bytes_max)
     tenant = group(message.tenant) if fair and message.tenant else None
     return Outgoing(delivery.body, attributes, delivery.trace_header, departs, tenant)
+
+
+def _tell(flight: Flight, sent: Sent) -> None:
+    log.debug(  # the ledger tells it too (`dispatcher status ID`); a line for each costs more than the calls
+        "message.dispatched",
+        request_id=sent.claim.request_id,
+        region=sent.claim.region,
+        sqs_message_id=sent.sqs_message_id,
+        receives=flight.delivery.receives,
+    )
 
 
 def _tokens() -> Iterator[str]:
