@@ -25,7 +25,7 @@ from dispatcher.settings import Settings
 READINGS_PER_TTL = 4
 LOOK_AGAIN_S = 1.0  # what depends on time alone (a reading's age) is looked at this often
 ERROR_MAX, ERROR_BACK = 0.5, 0.25
-"""Of the projections: above the one they are not believed, below the other they are again (routing.md §3)."""
+"""Of the projections: above the one they are not believed, below the other they are again (docs/routing.md)."""
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
 LOOK_S = 0.05  # a run goes by one look at its Region, and polls by one at all of them; what comes later looks again

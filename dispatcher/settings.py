@@ -1,4 +1,4 @@
-"""What an operator may set (contract §4). Frozen; numbers that must agree are checked together, before anything is
+"""What an operator may set. Frozen; numbers that must agree are checked together, before anything is
 contacted. Everything else that could be a setting and that nobody would turn is a constant beside its use.
 """
 
@@ -116,7 +116,7 @@ class HttpSettings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
     )
 
-    http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose; the contract's default
+    http_host: Name = "0.0.0.0"  # noqa: S104  a container's port is published on purpose
     """Address of the endpoints."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Their port; 0: the system's choice, which the log tells."""

@@ -1,4 +1,4 @@
-"""The one item in which dispatchers tell each other what they have sent (decisions 15).
+"""The one item in which dispatchers tell each other what they have sent (docs/routing.md, "The fleet").
 
 Each sets its own attribute and reads everyone's in the same answer, so each sees every report that was written before
 its own. A write that is repeated changes nothing, and one that comes late is refused: reports are numbered.

@@ -13,9 +13,9 @@ from dispatcher.errors import AwsError, DispatcherError
 from dispatcher.model import Region
 from dispatcher.settings import is_aws
 
-MASTER_VISIBILITY_S = 600  # the brief
-REGIONAL_VISIBILITY_S = 3600  # the brief
-RECEIVES_BEFORE_REDRIVE = 3  # the brief
+MASTER_VISIBILITY_S = 600
+REGIONAL_VISIBILITY_S = 3600
+RECEIVES_BEFORE_REDRIVE = 3
 RETENTION_S = 4 * 86400
 DEAD_LETTER_RETENTION_S = 14 * 86400
 LONG_POLL_S = 20

@@ -20,7 +20,7 @@ class Submission:
 
 
 def request(random: Random, topic: str | None = None) -> dict[str, object]:
-    """Return one valid request (contract §1), whose client is told by `topic`."""
+    """Return one valid request, whose client is told by `topic`."""
     number = f"{random.getrandbits(64):016x}"
     return {
         "request_id": f"req-{number}",

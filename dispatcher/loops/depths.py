@@ -16,7 +16,7 @@ from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-OUT_OF_PLAY_S = 4.0  # a Region that gets nothing is read this often, jitter and all within 5 s (decisions 25)
+OUT_OF_PLAY_S = 4.0  # a Region that gets nothing is read this often, jitter and all within 5 s
 LOOK_S = 0.25
 STUCK_S = 60.0
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 
 LEAST = 0.1
-HALF_LIFE_S = 300.0  # routing.md §3
+HALF_LIFE_S = 300.0
 
 
 class Capacity:

@@ -1,6 +1,6 @@
 """What a refused claim means: the old item and the new request to a verdict. Pure.
 
-The order of the checks is decisions.md 5: each closes a way to lose a message or to send it twice.
+The order of the checks (docs/guarantees.md) matters: each closes a way to lose a message or to send it twice.
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ GENERATION = "dispatcher.generation"
 REQUEST_ID_MAX = 256
 DIGITS_MAX = 38  # of a number: SQS and DynamoDB keep no more (DynamoDB developer guide, data types)
 
-# An ARN as SNS writes it; the account may be anything without a colon, since the brief's own sample says `xxx`.
+# An ARN as SNS writes it; the account may be anything without a colon, since clients' samples say `xxx`.
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[^:\s]+:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
 _INPUT_URL = re.compile(r"(s3://[^/\s?#]+)/[^?].*|(https://[^/\s?#]+)([/?#].*)?")  # an object's key may hold spaces
@@ -73,7 +73,7 @@ def _moment(value: str) -> float:
 
 
 class Body(BaseModel):
-    """The contract's schema (contract §1). Strict: no number passes for a string."""
+    """The schema (docs/reference/messages.md). Strict: no number passes for a string."""
 
     model_config = ConfigDict(strict=True, extra="ignore", use_attribute_docstrings=True)
 

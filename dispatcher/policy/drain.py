@@ -15,7 +15,7 @@ from statistics import median
 from dispatcher.model import Depth, Region
 
 BUSY_WINDOWS = 3
-"""Readings with messages waiting all along, before an estimate is believed (routing.md §3, confidence)."""
+"""Readings with messages waiting all along, before an estimate is believed."""
 BUSY_SHARE = 0.1
 """Of what was taken between two readings: with as much still waiting at both ends, the queue was not empty between."""
 NEWEST_MAX = 0.5
@@ -45,7 +45,7 @@ STILL, IDLE_WINDOWS, IDLE_MESSAGES = 0.1, 2, 5.0
 messages were due: by chance none is taken then once in 150 times.
 """
 SPREAD = (0.05, 20.0)
-"""Estimates stay within these multiples of their median (routing.md §3)."""
+"""Estimates stay within these multiples of their median."""
 
 
 @dataclass(slots=True)

@@ -18,10 +18,10 @@ GRAIN_S = 0.25  # sends closer together than this are kept as one
 LOOK_S = 1.0  # readings closer together than this are one
 PENDING = 64  # readings that wait for the others' reports: far more than come before a dispatcher counts as dead
 WINDOW_MIN = 0.75  # of the interval
-ERRORS = 5  # readings in which the model is judged (routing.md §3, model check)
+ERRORS = 5  # readings in which the model is judged (docs/routing.md)
 SMALL, OF_FLOW, OF_DEPTH = 50.0, 0.5, 0.2
 """An error is measured against the largest of: messages, parts of what workers should have taken, of what waits. With
-the depth alone, as routing.md §3 has it, chance looks like error in a short queue, and error like chance in a long one.
+the depth alone chance looks like error in a short queue, and error like chance in a long one.
 """
 
 

@@ -23,18 +23,18 @@ from dispatcher.model import Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import BreakerState
 
 W0_S = 10.0
-"""Seconds added to every wait: differences far below it mean nothing (routing.md §3: flat between 2 and 60 s)."""
+"""Seconds added to every wait: differences far below it mean nothing. Any value from 2 to 60 s does as well."""
 PROBE_SHARE = 0.02
 """Of new messages, for all Regions that are unknown or stalled: enough to see a recovery, too little to hurt."""
 PROBES_PER_SECOND = 1.0
 RESUME = 0.8
 """Of the threshold: an overloaded Region gets messages again when it is down to this."""
 LOW_STOPS_AT = 0.8
-"""Of the threshold, for messages of low priority (decisions 24)."""
+"""Of the threshold, for messages of low priority."""
 HIGH_TOLERANCE_S = 1.0
 """Waits this close to the shortest are as good for a message of high priority."""
 SMOOTHING = (300.0, 1000.0)
-"""Bounds of k (routing.md §3)."""
+"""Bounds of k (docs/routing.md, "The policies")."""
 
 
 class Freshness(StrEnum):

@@ -1,4 +1,4 @@
-"""The closed catalogue of series (contract §6). Every label value exists from the start, with zero."""
+"""The closed catalogue of series (docs/reference/metrics.md). Every label value exists from the start, with zero."""
 
 import platform
 from collections.abc import Iterable

@@ -224,7 +224,7 @@ def test_a_batch_too_long_for_the_queue_is_split_until_it_fits() -> None:
 def test_the_lease_is_looked_at_again_right_before_each_call_of_a_split_batch() -> None:
     """Split ten ways, with slow answers, the last calls start a minute and more after the batch departed.
 
-    A lease that outlasted a send then (decisions 7) may be over by now, and its message somebody else's.
+    A lease that outlasted a send then may be over by now, and its message somebody else's.
     """
 
     async def story() -> None:

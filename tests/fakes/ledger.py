@@ -1,4 +1,4 @@
-"""A ledger in memory: the state machine of decisions 5, 9 and 11, written a second time on purpose."""
+"""A ledger in memory: the state machine of docs/guarantees.md, written a second time on purpose."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -377,7 +377,7 @@ class World:
                     self.violations.append(f"{request_id}: a second copy without a crash or a lost answer")
 
     def _check_releases(self) -> None:
-        """Decisions 10 and 11: released only when certainly no Region has it."""
+        """Released only when certainly no Region has it."""
         for released in (w for w in self.ledger.writes if w.operation == "release"):
             mine = [w.at for w in self.ledger.writes if w.item.owner == released.item.owner]
             copies = [a for a in self.arrivals_of(released.item.request_id) if a.at + EPOCH_S >= mine[0]]
@@ -385,7 +385,7 @@ class World:
                 self.violations.append(f"{released.item.request_id}: released though a Region has it")
 
     def _departed(self, region: Region, out: Outgoing) -> None:
-        """Decisions 7 and 9: nothing starts without a claim that names this Region and outlasts the send."""
+        """Nothing starts without a claim that names this Region and outlasts the send."""
         request_id = str(out.attributes["dispatcher.request_id"].value)
         item = self.ledger.items.get(request_id)
         if item is None or item.state != "claimed" or item.region != region:
@@ -407,7 +407,7 @@ class World:
                 self.violations.append(f"{request_id}: lost")
 
     def _leased(self, item: Item) -> None:
-        """Decisions 6: a lease ends before the visibility does, by a margin, whenever it is written."""
+        """A lease ends before the visibility does, by a margin, whenever it is written."""
         message = self.master.messages.get(item.source_message_id)
         margin_s = min(5.0, self.terms.visibility_s / 10)
         if message is not None and item.lease_end - EPOCH_S > message.visible_at - margin_s + SLACK_S:

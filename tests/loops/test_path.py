@@ -735,7 +735,7 @@ def test_a_table_lost_between_send_and_confirm_costs_no_copy() -> None:
     run_virtual(story())
 
 
-# --- handing back (decisions 13) ----------------------------------------------------------------------------
+# --- handing back -------------------------------------------------------------------------------------------
 
 
 async def _cut_off_at_deadline(here: World, **settings: float) -> Process:

@@ -261,7 +261,7 @@ def test_what_cannot_be_moved_is_left_and_seldom_received(case: str) -> None:
 
 
 def test_what_cannot_be_moved_stops_no_other_and_is_no_dead_letter_for_hours() -> None:
-    """Three receives are all that a regional queue allows (the brief)."""
+    """Three receives are all that a regional queue allows."""
 
     async def story() -> None:
         world = World()

@@ -61,7 +61,7 @@ async def until(
 
 
 def request(request_id: str, **more: object) -> str:
-    """One valid body (contract §1)."""
+    """One valid body."""
     fields = {"request_id": request_id, "model_name": "gpt-l-7b", "input_data_url": f"s3://inputs/{request_id}"}
     return json.dumps(fields | more)
 

@@ -1,4 +1,4 @@
-"""Decisions 5: the order of the checks on a refused claim, each rule alone and against the next ones."""
+"""The order of the checks on a refused claim, each rule alone and against the next ones."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_our_own_claim_met_again_after_a_lost_answer_is_ours_as_it_stands_in_the
 
 @pytest.mark.parametrize("old", [LIVE, OVER, DISPATCHED, RELEASED, REJECTED])
 def test_past_its_expiry_an_item_counts_as_absent(old: Record) -> None:
-    """DynamoDB removes expired items days late; the contract's retention ends when it says."""
+    """DynamoDB removes expired items days late; our retention ends when it says."""
     expired = replace(old, expires_at=NOW - 1)
     assert judge(expired, request(work="other"), NOW) == lapsed(expired, None)
 

@@ -1,4 +1,4 @@
-"""Contract §1, row by row: what passes, what is refused with a reason, and that nothing else can happen."""
+"""The schema, row by row: what passes, what is refused with a reason, and that nothing else can happen."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ THE_BRIEF_S_SAMPLE = """
 {"request_id": "req-12345-uuid", "model_name": "gpt-l-7b", "input_data_url": "s3://bucket/inputs/req-12345.json",
  "callback_sns_topic": "arn:aws:sns:us-east-1:xxx:inference-results", "priority": "high", "timestamp": "2025-12-02T10:23:00Z",
  "metadata": {"user_id": "user123", "session_id": "session456"}}
-"""  # noqa: E501  byte for byte as the brief has it
+"""  # noqa: E501  byte for byte as it was given
 
 
 def decoded(**fields: Any) -> Message:
@@ -187,7 +187,7 @@ def test_many_keys_with_one_given_twice_cost_no_more_than_reading_them() -> None
 
 
 def test_the_same_work_is_told_by_model_input_and_callback_alone() -> None:
-    """Decisions 5: a presigned URL differs in its query at each signing; what is for people may differ too."""
+    """A presigned URL differs in its query at each signing; what is for people may differ too."""
     first = decoded(input_data_url="https://b/k?sig=1", callback_sns_topic=TOPIC)
     again = decoded(
         input_data_url="https://b/k?sig=2", callback_sns_topic=TOPIC, priority="low", metadata={"a": 1}, request_id="y"

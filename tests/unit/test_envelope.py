@@ -1,4 +1,4 @@
-"""Contract §1 and decisions 26, 27: what travels with a body, within SQS's limits."""
+"""What travels with a body, within SQS's limits."""
 
 import pytest
 from hypothesis import given
@@ -91,7 +91,7 @@ def test_an_attribute_under_our_prefix_yields_to_the_reason_before_one_of_the_cl
 
 @pytest.mark.parametrize("spare", [0, 18])
 def test_with_no_byte_for_a_reason_no_attribute_is_dropped_for_it(spare: int) -> None:
-    """Then it is in the log and the metric only (decisions 27)."""
+    """Then it is in the log and the metric only."""
     client = clients(10)
     body = "x" * (BYTES_MAX - size_of("", client) - spare)
     assert rejected(body, client, "bad") == client

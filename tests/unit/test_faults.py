@@ -1,4 +1,4 @@
-"""Decisions 10: what is known of a call that failed. Definite: nothing was done. Ambiguous: it may have been."""
+"""What is known of a call that failed. Definite: nothing was done. Ambiguous: it may have been."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Decisions 15: dispatchers that share Regions' room by their own word, whoever comes new, dies, freezes or is late."""
+"""Dispatchers that share Regions' room by their own word, whoever comes new, dies, freezes or is late."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Decisions 17: when nothing is received, and how much may be asked for."""
+"""When nothing is received, and how much may be asked for."""
 
 from collections.abc import Callable
 from random import Random

@@ -1,4 +1,4 @@
-"""Contract §5: the endpoints, over real HTTP."""
+"""The endpoints, over real HTTP."""
 
 import asyncio
 import re

@@ -35,7 +35,7 @@ def test_projected_depth_is_the_reading_and_sends_less_what_was_taken() -> None:
 
 
 def test_a_queue_that_is_empty_stays_empty_and_saves_no_work_up() -> None:
-    """routing.md's formula alone would credit the idle time: 100 - 200 × 5 is nothing, but all came at the end."""
+    """Plain depth + sent - taken would credit the idle time: 100 - 200 × 5 is nothing, but all came at the end."""
     world = World(drain=5.0)
     world.read(0, 0)
     world.send(200, 100)

@@ -1,4 +1,4 @@
-"""Decisions 3, 16, 23 and the contract's inverse depth: shares, budgets, and how a run of messages is split."""
+"""Inverse depth and projected wait: shares, budgets, and how a run of messages is split."""
 
 from collections import Counter
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_only_visible_messages_count_as_depth() -> None:
 
 
 def test_own_sends_since_the_reading_do_not_change_the_weight() -> None:
-    """They count in the budget only (decisions 23)."""
+    """They count in the budget only."""
     assert shares({A: at(10, own_since=400), B: at(10)}, INVERSE) == {A: 0.5, B: 0.5}
 
 
@@ -260,7 +260,7 @@ def projected(messages: float, drain: float, **changes: object) -> RegionView:
 def test_projected_wait_with_one_drain_and_nothing_sent_since_is_inverse_depth(
     depths: list[int], drain: float, data: st.DataObject
 ) -> None:
-    """routing.md §3: the original is the special case W0 = 1/drain."""
+    """The original is the special case W0 = 1/drain."""
     weight = data.draw(st.sampled_from([0.5, 1.0, 4.0]))
     views = {Region(str(n)): projected(depth, drain, weight=weight) for n, depth in enumerate(depths)}
     ours = weights(Policy.PROJECTED_WAIT, views, k=0, w0_s=1 / drain)

@@ -1,4 +1,4 @@
-"""Contract §4: names, defaults, sources, and one clear line per fault."""
+"""Names, defaults, sources, and one clear line per fault."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ DEFAULTS = {
     "DISPATCHER_LOG_LEVEL": "info",
     "DISPATCHER_LOG_FORMAT": None,  # `console` on a terminal, `json` otherwise
 }
-OURS: dict[str, Any] = {  # beyond the contract (decisions 35)
+OURS: dict[str, Any] = {  # beyond what was asked for
     "DISPATCHER_SHADOW_POLICY": None,
     "DISPATCHER_RESCUE": False,
     "DISPATCHER_FAIR_QUEUES": False,

@@ -45,7 +45,7 @@ async def _play(seed: int, told: Told) -> None:
     random = Random(f"story {seed}")
     choose = random.random
     settings: dict[str, Any] = {"ledger_batching": choose() < 0.8}
-    if choose() < 0.1:  # the numbers of the contract
+    if choose() < 0.1:  # the defaults
         settings |= {"visibility_seconds": 120, "claim_lease_seconds": 90, "poll_wait_seconds": 20}
         settings |= {"depth_ttl_seconds": 60, "drain_timeout_seconds": 100}
     if choose() < 0.2:

@@ -359,7 +359,7 @@ class World:
         return next((r for r in self.receives[receipt.rpartition("#")[0]] if r.receipt == receipt), None)
 
     def _departs(self, call: Call, entry: Mapping[str, Any]) -> Send:
-        """Decisions 7 and 9: nothing starts without a claim that names this Region and outlasts the send."""
+        """Nothing starts without a claim that names this Region and outlasts the send."""
         request_id = json.loads(entry["MessageBody"])["request_id"]
         item = self.aws.tables[TABLE].get(request_id)
         token = ""
