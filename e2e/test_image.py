@@ -8,7 +8,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -52,7 +51,7 @@ def cloud() -> Iterator[Cloud]:
 
 
 @pytest.fixture(scope="module")
-def environment(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def environment(cloud: Cloud) -> list[str]:
     """The options that give a container its settings: `dispatcher init`, in the image, made the resources."""
     said = engine("run", "--rm", *LOCKED, *options(cloud.environment), IMAGE, "init", "--json")
     return options(cloud.environment | json.loads(said))
@@ -106,7 +105,7 @@ def test_it_dispatches_with_nothing_allowed_and_ends_well_on_sigterm(environment
         subprocess.run([ENGINE, "rm", "--force", name], capture_output=True, check=False)
 
 
-def test_settings_that_are_wrong_end_it_with_status_2(tmp_path: Path) -> None:
+def test_settings_that_are_wrong_end_it_with_status_2() -> None:
     done = subprocess.run([ENGINE, "run", "--rm", *LOCKED, IMAGE], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "DISPATCHER_MASTER_QUEUE_URL" in done.stderr

@@ -48,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     summary = asyncio.run(play(arguments))
     wrong = summary.faults_found
-    if abs(summary.rss_growth) > GROWTH_MAX and summary.rss_growth > 0:
+    if summary.rss_growth > GROWTH_MAX:
         wrong.append(f"memory grew by {summary.rss_growth:.1%}; {GROWTH_MAX:.0%} are allowed")
     if arguments.json:
         print(json.dumps(asdict(summary) | {"wrong": wrong}, indent=2))

@@ -344,9 +344,10 @@ async def cut_off(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("far")
 @pytest.mark.parametrize("kind", BOTH)
 async def test_a_connection_reset_after_the_request_was_read_leaves_its_end_unknown(
-    far: Far, monkeypatch: pytest.MonkeyPatch, kind: AwsClient
+    monkeypatch: pytest.MonkeyPatch, kind: AwsClient
 ) -> None:
     """Taken for a refusal, the message would go to another Region too."""
     async with cut_off(monkeypatch), calling(kind, "send_message_batch") as call:
@@ -354,9 +355,10 @@ async def test_a_connection_reset_after_the_request_was_read_leaves_its_end_unkn
             await call()
 
 
+@pytest.mark.usefixtures("far")
 @pytest.mark.parametrize("kind", BOTH)
 async def test_a_connection_that_nobody_accepts_in_time_was_not_made(
-    far: Far, monkeypatch: pytest.MonkeyPatch, kind: AwsClient
+    monkeypatch: pytest.MonkeyPatch, kind: AwsClient
 ) -> None:
     monkeypatch.setattr("dispatcher.aws.clients.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as full, socket.socket() as queued:
@@ -410,8 +412,9 @@ async def test_a_proxy_of_the_environment_is_asked(far: Far, monkeypatch: pytest
     assert [headers["Host"] for headers, _ in far.came] == ["sqs.elsewhere.example"] * 2
 
 
+@pytest.mark.usefixtures("far")
 @pytest.mark.parametrize("kind", BOTH)
-async def test_a_proxy_s_password_is_in_no_fault(far: Far, monkeypatch: pytest.MonkeyPatch, kind: AwsClient) -> None:
+async def test_a_proxy_s_password_is_in_no_fault(monkeypatch: pytest.MonkeyPatch, kind: AwsClient) -> None:
     """Faults go to the log, to /status and to the page."""
 
     async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

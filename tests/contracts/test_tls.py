@@ -180,8 +180,9 @@ async def test_a_certificate_for_the_very_host_is_accepted(
         assert asked == ["AmazonSQS.ReceiveMessage"]
 
 
+@pytest.mark.usefixtures("authority")
 async def test_a_certificate_of_an_unknown_authority_is_refused(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: AwsClient, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, kind: AwsClient, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

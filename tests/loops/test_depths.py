@@ -123,7 +123,7 @@ def test_a_reading_counts_from_when_it_was_asked_for() -> None:
     run_virtual(story())
 
 
-def _broken(here: World, process: Process) -> bool:
+def _broken(process: Process) -> bool:
     return process.board.view(A).breaker is BreakerState.OPEN
 
 
@@ -137,7 +137,7 @@ def test_a_good_reading_half_opens_a_breaker_and_one_send_closes_it() -> None:
             await here.until(lambda: len(process.board.shares()) == 2)
             for number in range(40):
                 here.submit(f"r{number}")
-            await here.until(lambda: _broken(here, process))
+            await here.until(lambda: _broken(process))
             here.regional[A].faults.clear("send")
             before = len(here.regional[A].departures)
             await here.until(lambda: process.board.view(A).breaker is BreakerState.HALF_OPEN, within_s=15)

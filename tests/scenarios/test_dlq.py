@@ -89,7 +89,7 @@ async def test_a_redrive_again_dispatches_a_dispatched_request_once_more(world: 
     assert (await world.item("once-more"))["generation"] == "1"
 
 
-async def test_a_redrive_that_is_killed_loses_nothing_and_sends_nothing_twice(world: World, run: Run) -> None:
+async def test_a_redrive_that_is_killed_loses_nothing_and_sends_nothing_twice(world: World) -> None:
     bodies = requests(120)
     await _bury(world, bodies)
     environment = {**world.cloud.environment, **world.resources.environment(), "PATH": ""}

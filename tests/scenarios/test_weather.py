@@ -4,21 +4,11 @@ import asyncio
 import os
 from random import Random
 
+from tests.chaos.run import OPERATIONS
 from tests.scenarios.proxy import Fault, How
 from tests.scenarios.world import REGIONS, World, ids_sent, requests, until
 
 WEATHER_S = 12.0
-OPERATIONS = (
-    "ReceiveMessage",
-    "SendMessageBatch",
-    "DeleteMessageBatch",
-    "ChangeMessageVisibilityBatch",
-    "GetQueueAttributes",
-    "BatchExecuteStatement",
-    "BatchGetItem",
-    "UpdateItem",
-    "PutItem",
-)
 HOWS = (How.ERROR, How.LOST, How.CUT, How.GARBAGE, How.RESET, How.HANG, How.HANG_DONE, How.DELAY)
 
 
@@ -27,10 +17,7 @@ async def test_random_faults_lose_nothing_and_repeat_only_sends_that_they_struck
     seed = int(os.environ.get("TEST_WEATHER_SEED", "1"))
     random = Random(seed)
     # receives are spent by lost answers of receives; a dead letter would hide what this is about
-    url = world.resources.master_queue_url
-    arn = f"arn:aws:sqs:us-east-1:000000000000:{world.resources.dead_letter_queue_url.rsplit('/', 1)[1]}"
-    policy = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": "100"}}'
-    await world.sqs["us-east-1"].set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": policy})
+    await world.allow_receives(100)
     dispatchers = await asyncio.gather(world.start(), world.start())
     bodies = requests(400)
     struck: list[Fault] = []
