@@ -114,7 +114,7 @@ chaos: setup  ## Three dispatchers, faults of every kind, kill -9 and SIGTERM at
 soak: setup  ## Thirty minutes of a steady rate with faults and no kills: does anything leak?
 	@$(BIN)/python -m tests.chaos --minutes 30 --rate 20 --no-kills $(ARGS)
 
-mutants: setup  ## Deliberate bugs, each of which a test must find (about five minutes)
+mutants: setup  ## Deliberate bugs, each of which a test must find (three minutes)
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
 audit: .venv-security/.ready  ## Known vulnerabilities in what the daemon runs on; needs the network's advisory database

@@ -24,7 +24,7 @@ def test_the_pages_tell_the_lanes_lingers_as_they_are() -> None:
         "claims": ledger.CLAIM_LINGER_S,
         "confirmations": ledger.CONFIRM_LINGER_S,
         "reads of duplicates": ledger.READ_LINGER_S,
-        "sends, one lane a Region": regional.SEND_LINGER_S,
+        "sends, one lane a queue": regional.SEND_LINGER_S,
         "deletes": master.DELETE_LINGER_S,
         "visibility changes": master.EXTEND_LINGER_S,
     }
