@@ -549,7 +549,7 @@ class Pipeline:
                 self.metrics.error(Stage.LEDGER, fault.cause)
 
     async def hand_back(self, flight: Flight) -> Outcome:
-        """Do what can be done for a delivery whose carrying was cut off (decisions 13); say how it ended."""
+        """Do what can be done for a delivery whose carrying was cut off; say how it ended."""
         try:
             if flight.step is Step.ACCEPTED:
                 await self.master.acknowledge(flight.delivery)
@@ -639,7 +639,7 @@ class Pipeline:
 def attributes_of(
     message: Message, region: Region, source_message_id: str, now: float, attempt: int
 ) -> dict[str, Attribute]:
-    """Return our own attributes (contract §1), the most useful first; `now` in epoch seconds."""
+    """Return our own attributes, the most useful first; `now` in epoch seconds."""
     return {
         "dispatcher.request_id": Attribute("String", message.request_id),
         "dispatcher.region": Attribute("String", region),
