@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from random import Random
 from threading import Thread
-from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LATE_READINGS = 2  # after a failure, until which it is taken to last: what is read is read that often
 LAST_WORD_S = 2.0  # to tell the other dispatchers that this one ends
 POLL_MARGIN_S = 2.0  # between an open poll's end and a drain's deadline
 YOUNG_MAX = 20_000  # objects until the collector looks: those of the messages in flight, which are no garbage
@@ -158,6 +156,7 @@ class App:
         self.table: Caller | None = None  # once there is one: for whoever asks where a request is
         self.answered: set[str] = set()  # of what readiness asks for
         self.bytes_max = BYTES_MAX  # of a message, that every queue takes
+        self.troubles: dict[str, str] = {}  # what did not answer when it was asked last, and what AWS said of it
 
     async def run(self) -> None:
         gc.freeze()  # what is here now stays
@@ -244,7 +243,7 @@ class App:
             )
             reporter = FleetReporter(
                 self.board,
-                FleetItem(settings.ledger_table, table, self.clock).exchange,
+                self._watched("the ledger", FleetItem(settings.ledger_table, table, self.clock).exchange),
                 self.metrics,
                 self.heartbeats,
                 self.now,
@@ -252,7 +251,7 @@ class App:
                 self.reading_s,
             )
             intake = Intake(
-                receive=master.receive,
+                receive=self._watched("the master queue", master.receive),
                 pipeline=pipeline,
                 board=self.board,
                 gate=self.gate,
@@ -387,7 +386,9 @@ class App:
 
     def _queue_gauges(self, home: Caller, senders: Mapping[Region, Caller], dead_letter_url: str | None) -> QueueGauges:
         reads: dict[tuple[str, Region], Callable[[], Awaitable[Depth | None]]] = {
-            ("master", self.home): partial(read_depth, home, self.settings.master_queue_url)
+            ("master", self.home): self._watched(
+                "the depth of the master queue", partial(read_depth, home, self.settings.master_queue_url)
+            )
         }
         if dead_letter_url:
             reads["master_dlq", self.home] = partial(read_depth, home, dead_letter_url)
@@ -409,6 +410,7 @@ class App:
     def _learn_of_ledger(self, succeeded: bool) -> None:
         if succeeded:
             self.answered.add("ledger")
+            self.troubles.pop("the ledger", None)
             self.ledger_breaker.answered()
         self.ledger_breaker.record(succeeded, self.now())
         self.board.notify()
@@ -467,7 +469,7 @@ class App:
         attempt = 0
         while True:
             try:
-                return await ask()
+                return await self._watched(f"the {what}", ask)()
             except AwsError as fault:
                 if fault.cause is Cause.MISSING:
                     raise StartError(f"the {what} does not exist ({fault}); check {variable}") from fault
@@ -506,25 +508,25 @@ class App:
             "in_flight": len(self.in_flight),
             "in_flight_limit": self.in_flight.limit,
             "ledger": self.ledger_breaker.state,
-            "troubles": self._troubles(),
+            "troubles": dict(self.troubles),
             "queues": {name: self.live.queue(name) for name in ("master", "master_dlq", "regional_dlq")},
             "totals": self.live.totals(),
             **self.live.explain(),
         }
 
-    def _troubles(self) -> dict[str, str]:
-        """What does not answer now, and what AWS said of it, also while there is no message that would need it."""
-        troubles = {}
-        if (failed := self.live.last("poll.failed")) and failed[0] > self.live.polled_at:
-            troubles["the master queue"] = failed[1]
-        recently = time() - LATE_READINGS * self.reading_s
-        for what, seen in {
-            "the ledger": self.live.last("fleet.unreported"),
-            "the depth of the master queue": self.live.last("gauge.unread", queue="master"),
-        }.items():
-            if seen and seen[0] > recently:
-                troubles[what] = seen[1]
-        return troubles
+    def _watched[**P, T](self, what: str, ask: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        """`ask`, and say in `troubles` while it does not answer, also while there is no message that would need it."""
+
+        async def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                answer = await ask(*args, **kwargs)
+            except AwsError as fault:
+                self.troubles[what] = str(fault)
+                raise
+            self.troubles.pop(what, None)
+            return answer
+
+        return watched
 
     async def _find(self, request_id: str) -> Mapping[str, Any] | None:
         """Return what happened to a request; None: nobody knows of it. Raises AwsError, StartError before the start."""

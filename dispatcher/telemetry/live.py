@@ -83,17 +83,6 @@ class Live:
         if len(self._warnings) > WARNINGS:
             del self._warnings[next(iter(self._warnings))]
 
-    def last(self, event: str, **where: str) -> tuple[float, str] | None:
-        """Return when (epoch seconds) the newest warning of a kind came, and its fault; None: none that is kept."""
-        found = [w for w in self._warnings.values() if w.event == event and where.items() <= w.what.items()]
-        newest = max(found, key=lambda warning: warning.last_at, default=None)
-        return (newest.last_at, newest.what.get("fault", "")) if newest else None
-
-    @property
-    def polled_at(self) -> float:
-        """Epoch seconds of the last poll that ended well; 0: none did."""
-        return _values(self._metrics.last_poll)[()]
-
     def explain(self) -> dict[str, Any]:
         """Return all of it, newest first; rates are per second."""
         samples = list(self._samples)

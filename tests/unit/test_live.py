@@ -99,18 +99,6 @@ def test_warnings_of_a_kind_are_one_and_tell_no_ids() -> None:
     assert here.live.explain()["warnings"][0]["times"] == 2
 
 
-def test_the_newest_warning_of_a_kind_and_the_last_good_poll_are_to_be_had() -> None:
-    here = Here()
-    assert here.live.last("gauge.unread", queue="master") is None
-    here.live.warn({"event": "gauge.unread", "queue": "master", "fault": "one"})
-    here.live.warn({"event": "gauge.unread", "queue": "regional_dlq", "fault": "other"})
-    newest = here.live.last("gauge.unread", queue="master")
-    assert newest
-    assert newest[1] == "one"
-    here.metrics.last_poll.set(17.0)
-    assert here.live.polled_at == 17.0
-
-
 async def test_whoever_waits_is_woken_by_the_next_sample() -> None:
     here = Here()
     waiting = asyncio.create_task(here.live.next_sample())

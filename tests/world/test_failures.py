@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.aws import refusal
 from tests.virtual_time import run_virtual
 from tests.world.wire import Call, Kind, Spell
-from tests.world.world import EPOCH_S, REGIONS, TABLE, World, story, text
+from tests.world.world import EPOCH_S, REGIONS, SHORT, TABLE, World, story, text
 
 TEN_MINUTES_S = 600.0
 CONTRACT = {
@@ -371,5 +371,24 @@ def test_holding_for_ten_minutes_spends_one_receive_at_most_and_makes_no_dead_le
             assert max(here.spent(message_id) for message_id in ids) <= 1 + max(before)
             assert not here.dead_letters.messages
             assert all(process.alive for process in processes)
+
+    run_virtual(main())
+
+
+def test_a_trouble_is_told_as_long_as_it_lasts_and_no_longer_however_many_others_there_are() -> None:
+    async def main() -> None:
+        async with story() as here:
+            process = here.start()
+            await asyncio.sleep(5)
+            assert process.app
+            told = process.app._status
+            assert told()["troubles"] == {}
+            spell(here, Kind.UNREACHABLE, "", 300)
+            await asyncio.sleep(10)
+            for _ in range(29):
+                assert set(told()["troubles"]) == {"the master queue", "the ledger", "the depth of the master queue"}
+                await asyncio.sleep(10)
+            here.submit("r")
+            assert await here.until(lambda: not told()["troubles"], SHORT["depth_ttl_seconds"] / 4 * 1.2 + 1)
 
     run_virtual(main())
