@@ -507,7 +507,7 @@ class App:
             "regions": self.board.explain(),
             "in_flight": len(self.in_flight),
             "in_flight_limit": self.in_flight.limit,
-            "ledger": self.ledger_breaker.state,
+            "ledger": self.ledger_breaker.state if "ledger" in self.answered else "unknown",
             "troubles": dict(self.troubles),
             "queues": {name: self.live.queue(name) for name in ("master", "master_dlq", "regional_dlq")},
             "totals": self.live.totals(),

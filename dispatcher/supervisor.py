@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,11 +28,13 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from dispatcher import __version__
 from dispatcher.errors import DispatcherError
 from dispatcher.lifecycle import Lifecycle, Phase
 from dispatcher.model import Outcome
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.settings import PREFIX, Settings
+from dispatcher.telemetry.live import WARNINGS, WINDOW, kind
 from dispatcher.telemetry.probes import Probes
 
 log = structlog.get_logger()
@@ -91,6 +94,7 @@ class Supervisor:
         self._workers = [Worker(number) for number in range(1, settings.processes + 1)]
         self._started_at = asyncio.get_running_loop().time()
         self._sampled = asyncio.Event()
+        self._registry = CollectorRegistry()
         self._worst = 0  # exit status
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -120,15 +124,14 @@ class Supervisor:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        registry = self._registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._folder))  # type: ignore[no-untyped-call]  # untyped there
-        registry.register(_Processes(self._workers))
+        MultiProcessCollector(self._registry, path=str(self._folder))  # type: ignore[no-untyped-call]  # untyped there
+        self._registry.register(_Processes(self._workers))
         token = settings.http_token.get_secret_value() if settings.http_token else None
         probes = Probes(
             self._stuck,
             self._unready,
             self._status,
-            registry,
+            self._registry,
             lambda: None,  # each process keeps its own gauges fresh
             token,
             partial(self._put_capacity, token or ""),
@@ -267,7 +270,9 @@ class Supervisor:
             }
             for worker in self._workers
         ]
-        whole = together(said) | {
+        policy = self._settings.routing_policy
+        whole = {"policy": policy, "policy_in_force": policy} | together(said)
+        whole |= {
             "uptime_seconds": round(uptime_s, 1),
             "processes": processes,
             "totals": totals(self._registry),
@@ -333,13 +338,35 @@ class _Processes(Collector):
 
 _SUMMED = ("in_flight", "in_flight_limit", "received_per_second", "dispatched_per_second")
 _SUMMED_OF_REGIONS = ("sent_since_reading", "budget")
+_NOTHING_SAID: Mapping[str, Any] = {  # the rest of a status is known without asking
+    "version": __version__,
+    "state": Phase.STARTING,
+    "holding": None,
+    "draining": False,
+    "model_error": 0.0,
+    "dispatchers": 0,
+    "regions": {},
+    "in_flight": 0,
+    "in_flight_limit": 0,
+    "ledger": "unknown",
+    "troubles": {},
+    "queues": {"master": {}, "master_dlq": {}, "regional_dlq": {}},
+    "received_per_second": None,
+    "dispatched_per_second": None,
+    "message_age_seconds": None,
+    "window_seconds": WINDOW,
+    "history": {"dispatched_per_second": [], "master": []},
+    "choices": [],
+    "warnings": [],
+}
 _STATES = [Phase.STARTING, Phase.DRAINING, Phase.RUNNING, Phase.STOPPED]  # the first that any of them is in
 
 
 def together(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one status of several processes' statuses: sums where they add up, else the word of the first."""
     if not said:
-        return {"state": "starting", "regions": {}, "choices": [], "warnings": []}
+        return dict(_NOTHING_SAID)
+    said = sorted(said, key=lambda each: bool(each["state"] == Phase.STARTING))  # those that know something first
     whole = dict(said[0])
     for name in _SUMMED:
         whole[name] = _sum(each.get(name) for each in said)
@@ -347,8 +374,8 @@ def together(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     whole["draining"] = any(each["draining"] for each in said)
     whole["state"] = min((each["state"] for each in said), key=_STATES.index)
     whole["troubles"] = {what: why for each in reversed(said) for what, why in each["troubles"].items()}
-    whole["choices"] = _newest([choice for each in said for choice in each["choices"]], len(said[0]["choices"]))
-    whole["warnings"] = [warning for each in said for warning in each["warnings"]]
+    whole["choices"] = _newest([each["choices"] for each in said], "at")[: max(len(each["choices"]) for each in said)]
+    whole["warnings"] = _merged(_newest([each["warnings"] for each in said], "last_at"))[:WARNINGS]
     whole["history"] = whole["history"] | {
         "dispatched_per_second": _added([each["history"]["dispatched_per_second"] for each in said])
     }
@@ -382,8 +409,17 @@ def _added(series: Sequence[Sequence[float]]) -> list[float]:
     return [round(sum(values), 1) for values in zip(*(one[len(one) - shortest :] for one in series), strict=True)]
 
 
-def _newest(choices: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    return sorted(choices, key=lambda choice: -float(choice["at"]))[:most]
+def _newest(lists: Iterable[Iterable[dict[str, Any]]], at: str) -> list[dict[str, Any]]:
+    return sorted(chain.from_iterable(lists), key=lambda one: -float(one[at]))
+
+
+def _merged(warnings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One of a kind: the newest, which comes first, with the times of all."""
+    kinds: dict[object, dict[str, Any]] = {}
+    for warning in warnings:
+        first = kinds.setdefault(kind(warning["event"], warning["what"]), warning | {"times": 0})
+        first["times"] += warning["times"]
+    return list(kinds.values())
 
 
 def _shared_folder(stack: AsyncExitStack) -> Path:

@@ -42,6 +42,11 @@ class _Warning:
     last_at: float  # epoch seconds
 
 
+def kind(event: object, what: Mapping[str, str]) -> object:
+    """What warnings are counted together by."""
+    return (event, *(what.get(name) for name in ("region", "queue", "stage", "on")))
+
+
 class Live:
     """`sample` is called once a second; whoever waits in `next_sample` is woken by it."""
 
@@ -77,7 +82,7 @@ class Live:
     def warn(self, event: Mapping[str, Any]) -> None:
         """A line of the log, from warning up."""
         what = {name: str(event[name])[:TEXT_SHOWN] for name in _TOLD if event.get(name)}
-        key = (event.get("event"), *(what.get(name) for name in ("region", "queue", "stage", "on")))
+        key = kind(event.get("event"), what)
         times = self._warnings.pop(key).times if key in self._warnings else 0  # it goes to the end
         self._warnings[key] = _Warning(str(event.get("event")), what, times + 1, time.time())
         if len(self._warnings) > WARNINGS:

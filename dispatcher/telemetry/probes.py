@@ -26,6 +26,7 @@ BODY_BYTES_MAX = 4096
 STREAMS_MAX = 20
 """Pages that are open at once."""
 STREAM_WRITE_S = 10.0  # whoever does not read for so long has gone
+STREAM_QUIET_S = 2.0  # a page that hears nothing for longer says so
 LOOK_UP_S = 5.0
 _PAGE = Path(__file__).with_name("page")
 _FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
@@ -146,7 +147,9 @@ class Probes:
             while True:
                 async with asyncio.timeout(STREAM_WRITE_S):
                     await stream.write(self._news())
-                await self.next_sample()
+                with suppress(TimeoutError):  # nothing is sampled while it starts
+                    async with asyncio.timeout(STREAM_QUIET_S):
+                        await self.next_sample()
         except (ConnectionError, TimeoutError):
             return stream  # nobody reads any more
         finally:

@@ -8,10 +8,12 @@ import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -60,6 +62,12 @@ async def opened(
 async def picture(page: Page, name: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     await page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+async def listens(dispatcher: Dispatcher) -> bool:
+    with suppress(aiohttp.ClientError):
+        return (await dispatcher.get("/healthz"))[0] == 200
+    return False
 
 
 def tile(page: Page, name: str) -> Any:
@@ -150,6 +158,19 @@ async def test_it_says_that_aws_does_not_answer_also_while_nothing_is_asked_of_i
         await expect(tile(page, "Ledger")).to_contain_text("answers")
         await expect(page.locator("#banner")).to_be_hidden()
         assert (await dispatcher.get("/readyz"))[0] == 200, "that tells of the start"
+
+
+async def test_it_says_that_it_starts_and_what_it_waits_for(world: World, browser: Browser) -> None:
+    with world.proxy.having(Fault(How.RESET)):
+        for processes in ("2", "1"):
+            dispatcher = await world.start(ready=False, PROCESSES=processes)
+            await until(partial(listens, dispatcher), "a page")
+            async with opened(browser, dispatcher) as page:
+                if processes == "2":  # none of them has said a word
+                    await expect(page.locator("#banner")).to_have_text("It is starting: nothing is received yet.")
+                    await expect(tile(page, "Ledger")).to_contain_text("unknown")
+                await expect(page.locator("#banner")).to_contain_text("No answer from the master queue")
+            await dispatcher.kill()
 
 
 async def test_it_finds_a_request(world: World, browser: Browser) -> None:

@@ -76,6 +76,12 @@ async def test_status_is_json_and_other_paths_are_not_there(host: Host) -> None:
     assert (await host.get("/nothing"))[0] == 404
 
 
+async def test_a_page_hears_something_also_while_nothing_is_sampled(host: Host) -> None:
+    async with asyncio.timeout(5.0), host.session.get(host.url + "/events") as stream:
+        said = [await stream.content.readuntil(b"\n\n") for _ in range(3)]
+    assert said[1:] == [b'data: {"state": "running"}\n\n'] * 2
+
+
 async def test_the_page_for_people_asks_for_nothing_from_elsewhere(host: Host) -> None:
     status, kind, text = await host.get("/")
     assert (status, kind) == (200, "text/html; charset=utf-8")

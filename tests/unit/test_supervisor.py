@@ -5,7 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.supervisor import Worker, together
+from dispatcher.app import App
+from dispatcher.settings import Settings
+from dispatcher.supervisor import Supervisor, Worker, together
 
 
 def status(**more: Any) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def test_what_adds_up_is_added_up() -> None:
 def test_the_newest_choices_of_all_are_shown_and_no_more_than_one_shows() -> None:
     whole = together([status(), status(choices=[{"at": 2.0}, {"at": 0.7}])])
     assert whole["choices"] == [{"at": 2.0}, {"at": 1.0}]
+    assert together([status(choices=[]), status()])["choices"] == [{"at": 1.0}, {"at": 0.5}], "the first just began"
 
 
 @pytest.mark.parametrize(
@@ -60,9 +63,24 @@ def test_a_rate_that_one_does_not_know_yet_is_left_out() -> None:
 
 
 def test_a_trouble_of_any_is_a_trouble() -> None:
-    whole = together([status(), status(troubles={"the ledger": "timed out"}, warnings=[{"event": "x"}])])
+    whole = together([status(), status(troubles={"the ledger": "timed out"})])
     assert whole["troubles"] == {"the ledger": "timed out"}
-    assert whole["warnings"] == [{"event": "x"}]
+
+
+def test_warnings_of_a_kind_are_one_and_the_newest_comes_first() -> None:
+    def warning(event: str, at: float, **what: str) -> dict[str, Any]:
+        return {"event": event, "what": what, "times": 2, "last_at": at}
+
+    first = [warning("depth.unread", 5.0, region="a", fault="late"), warning("poll.failed", 1.0)]
+    second = [warning("poll.failed", 9.0), warning("depth.unread", 3.0, region="a", fault="early")]
+    third = [warning("depth.unread", 7.0, region="b")]
+    assert together([status(warnings=said) for said in (first, second, third)])["warnings"] == [
+        warning("poll.failed", 9.0) | {"times": 4},
+        warning("depth.unread", 7.0, region="b"),
+        warning("depth.unread", 5.0, region="a", fault="late") | {"times": 4},
+    ]
+    many = [warning(f"event.{number}", number) for number in range(20)]
+    assert [each["last_at"] for each in together([status(warnings=many)])["warnings"]] == [19 - n for n in range(8)]
 
 
 def test_a_process_that_never_said_a_word_and_is_overdue_does_not_answer() -> None:
@@ -76,5 +94,19 @@ def test_a_process_that_never_said_a_word_and_is_overdue_does_not_answer() -> No
     assert worker.state == "not running", "whatever it did not say before it died"
 
 
-def test_before_any_has_spoken_it_is_starting() -> None:
-    assert together([])["state"] == "starting"
+async def test_before_any_has_spoken_it_is_starting_and_says_all_that_one_would() -> None:
+    settings = Settings(
+        home_region="us-east-1",
+        master_queue_url="http://localhost/1/master",
+        regions={"us-east-1": {"queue_url": "http://localhost/1/work"}},
+        ledger_table="t",
+    )
+    said = Supervisor(settings, [])._status()
+    assert said["state"] == together([])["state"] == "starting"
+    assert said["policy_in_force"] == settings.routing_policy
+    assert set(App(settings)._status()) == set(said) - {"processes"}
+
+
+def test_those_that_have_started_are_asked_first() -> None:
+    whole = together([status(state="starting", ledger="unknown"), status(ledger="closed")])
+    assert whole["ledger"] == "closed"

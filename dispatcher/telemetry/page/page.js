@@ -73,7 +73,7 @@ function tiles(s) {
     ["Duplicates", whole(s.totals.duplicate), "dropped"],
     ["Rejected", whole(s.totals.rejected), many(dead, "dead letter"), dead ? "warn" : ""],
     ["Workers gave up", whole(theirs), "regional dead letters", theirs ? "warn" : ""],
-    ["Ledger", ledger, `breaker ${s.ledger.replace("_", "-")}`, ledger === "answers" ? "good" : "bad"],
+    ["Ledger", ledger, `breaker ${s.ledger.replace("_", "-")}`, { answers: "good", unknown: "" }[ledger] ?? "bad"],
   ];
 }
 
@@ -187,6 +187,7 @@ function judge() {
   const news = $("news"), banner = $("banner");
   put(news, connected && !old ? "live" : connected || !last ? "no news" : "not connected");
   news.className = `pill ${connected && !old ? "good" : "bad"}`;
+  const starting = last?.state === "starting" && !last.processes?.some((process) => process.state === "running");
   document.body.classList.toggle("old", old && last !== null);
   let said = "", level = "bad";
   if (old && last) {
@@ -197,9 +198,11 @@ function judge() {
     level = "quiet";
   } else if (last.draining) {
     [said, level] = ["It is draining: what is in flight is finished, nothing new is received.", "warn"];
-  } else if (Object.keys(last.troubles).length && !last.holding) {
+  } else if (Object.keys(last.troubles).length && (starting || !last.holding)) {
     const failing = Object.entries(last.troubles).map(([what, fault]) => `${what} (${fault.slice(0, 160)})`);
     said = `No answer from ${failing.join("; ")}. What waits there is kept.`;
+  } else if (starting) {
+    [said, level] = ["It is starting: nothing is received yet.", "quiet"];
   } else if (last.holding) {
     [said, level] = [`Nothing is received now: ${last.holding}. Messages wait in the master queue; none is lost.`, "warn"];
   }
