@@ -538,7 +538,7 @@ class App:
         lines = [{"at": at, "what": what} for at, what in life(item)]
         return {"request_id": request_id, "state": item.get("state", "?"), "life": lines, "item": readable(item)}
 
-    def _put_capacity(self, region: str, left: float) -> float | None:
+    async def _put_capacity(self, region: str, left: float) -> float | None:
         known = Region(region)
         if known not in self.settings.regions:
             return None

@@ -96,7 +96,6 @@ class Supervisor:
         self._sampled = asyncio.Event()
         self._registry = CollectorRegistry()
         self._worst = 0  # exit status
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Run until drained; return the exit status. Raises WorkerError."""
@@ -294,24 +293,29 @@ class Supervisor:
                 return found
         raise WorkerError("no process has started yet")
 
-    def _put_capacity(self, token: str, region: str, left: float) -> float | None:
+    async def _put_capacity(self, token: str, region: str, left: float) -> float | None:
+        """Tell all of them; return what is in force then. Raises WorkerError if none took it."""
         if region not in self._settings.regions:
             return None
-        for worker in self._workers:
-            task = asyncio.get_running_loop().create_task(self._pass_on(worker, token, region, left))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return left
+        told = await asyncio.gather(*(self._pass_on(w, token, region, left) for w in self._workers if w.process))
+        taken = [capacity for capacity in told if capacity is not None]
+        if not taken:
+            raise WorkerError("no process took it; try again")
+        return min(taken)
 
-    async def _pass_on(self, worker: Worker, token: str, region: str, left: float) -> None:
+    async def _pass_on(self, worker: Worker, token: str, region: str, left: float) -> float | None:
+        """Return what is in force there then; None: it did not take it."""
         try:
-            await self._http.post(
+            async with self._http.post(
                 f"{worker.url}/regions/{region}/capacity",
                 json={"capacity": left},
                 headers={"Authorization": f"Bearer {token}"},
-            )
+                raise_for_status=True,
+            ) as answer:
+                return float((await answer.json())["capacity"])
         except (aiohttp.ClientError, TimeoutError) as fault:
             log.warning("capacity.not_passed_on", number=worker.number, fault=repr(fault))
+            return None
 
 
 class _Processes(Collector):

@@ -50,7 +50,7 @@ async def _never() -> None:
     await asyncio.Event().wait()
 
 
-async def _nowhere(_: str) -> None:
+async def _nowhere(*_: object) -> None:
     return None
 
 
@@ -82,8 +82,8 @@ class Probes:
     registry: CollectorRegistry
     refresh: Callable[[], None]  # brings the gauges up to date before they are read
     token: str | None = None  # whoever shows it may report capacity; None: nobody may
-    put_capacity: Callable[[str, float], float | None] = lambda _region, _left: None
-    """Returns the capacity that is in force then; None: there is no such Region."""
+    put_capacity: Callable[[str, float], Awaitable[float | None]] = _nowhere
+    """Returns the capacity that is in force then; None: there is no such Region. Raises DispatcherError."""
     next_sample: Callable[[], Awaitable[None]] = _never  # returns when there is something new to say
     find: Callable[[str], Awaitable[Mapping[str, Any] | None]] = _nowhere
     """Returns what happened to a request; None: nobody knows of it. Raises DispatcherError."""
@@ -212,7 +212,8 @@ class Probes:
     async def _capacity(self, request: web.Request) -> web.Response:
         """Takes `{"capacity": 0.25}`, the part of the Region's usual workers that is left, 0 to 1.
 
-        Needs `Authorization: Bearer` and DISPATCHER_HTTP_TOKEN; twenty at once and one a second are taken (429).
+        Answers what is in force then; 503 if no process took it. Needs `Authorization: Bearer` and
+        DISPATCHER_HTTP_TOKEN; twenty at once and one a second are taken (429).
         """
         if self.token is None:
             return _refusal(403, "writing is off: set DISPATCHER_HTTP_TOKEN")
@@ -230,7 +231,10 @@ class Probes:
         if not 0 <= left <= 1:
             return _refusal(400, 'say {"capacity": 0.25}: the part of the usual workers that is left, 0 to 1')
         region = request.match_info["region"]
-        capacity = self.put_capacity(region, left)
+        try:
+            capacity = await self.put_capacity(region, left)
+        except DispatcherError as fault:
+            return _refusal(503, str(fault))
         if capacity is None:
             return _refusal(404, f"no Region {region[:64]!r} in DISPATCHER_REGIONS")
         return web.json_response({"region": region, "capacity": round(capacity, 3)})

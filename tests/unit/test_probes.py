@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from dispatcher.errors import Cause, RefusedError
+from dispatcher.supervisor import WorkerError
 from dispatcher.telemetry.probes import CONNECTIONS_MAX, WRITES_BURST, Limit, Probes
 
 
@@ -140,7 +141,7 @@ async def test_writes_are_few_a_second_and_guesses_use_up_nobody_else_s() -> Non
     time = Time()
     taken: list[float] = []
 
-    def take(_: str, left: float) -> float:
+    async def take(_: str, left: float) -> float:
         taken.append(left)
         return left
 
@@ -162,6 +163,17 @@ async def test_writes_are_few_a_second_and_guesses_use_up_nobody_else_s() -> Non
         time.now += 1.0
         assert await post(body="x" * 10_000) == 413
         assert len(taken) == WRITES_BURST + 1
+
+
+async def test_a_capacity_that_nobody_took_is_no_success() -> None:
+    async def take(_: str, left: float) -> float:
+        raise WorkerError("no process took it")
+
+    probes = Probes(list, list, dict, CollectorRegistry(), lambda: None, TOKEN, take)
+    async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        url, headers = f"http://127.0.0.1:{port}/regions/r/capacity", {"Authorization": f"Bearer {TOKEN}"}
+        async with session.post(url, data='{"capacity": 1}', headers=headers) as answer:
+            assert (answer.status, await answer.json()) == (503, {"error": "no process took it"})
 
 
 async def test_half_requests_without_end_keep_no_health_check_out(host: Host) -> None:

@@ -1,13 +1,17 @@
 """What several processes say, put together."""
 
 from asyncio.subprocess import Process
+from functools import partial
 from typing import Any, cast
 
+import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dispatcher.app import App
 from dispatcher.settings import Settings
-from dispatcher.supervisor import Supervisor, Worker, together
+from dispatcher.supervisor import Supervisor, Worker, WorkerError, _free_port, together
+from dispatcher.telemetry.probes import Probes
 
 
 def status(**more: Any) -> dict[str, Any]:
@@ -94,13 +98,18 @@ def test_a_process_that_never_said_a_word_and_is_overdue_does_not_answer() -> No
     assert worker.state == "not running", "whatever it did not say before it died"
 
 
-async def test_before_any_has_spoken_it_is_starting_and_says_all_that_one_would() -> None:
-    settings = Settings(
+def settings_of(processes: int) -> Settings:
+    return Settings(
         home_region="us-east-1",
         master_queue_url="http://localhost/1/master",
         regions={"us-east-1": {"queue_url": "http://localhost/1/work"}},
         ledger_table="t",
+        processes=processes,
     )
+
+
+async def test_before_any_has_spoken_it_is_starting_and_says_all_that_one_would() -> None:
+    settings = settings_of(2)
     said = Supervisor(settings, [])._status()
     assert said["state"] == together([])["state"] == "starting"
     assert said["policy_in_force"] == settings.routing_policy
@@ -110,3 +119,22 @@ async def test_before_any_has_spoken_it_is_starting_and_says_all_that_one_would(
 def test_those_that_have_started_are_asked_first() -> None:
     whole = together([status(state="starting", ledger="unknown"), status(ledger="closed")])
     assert whole["ledger"] == "closed"
+
+
+async def test_a_reported_capacity_is_in_force_when_a_process_says_so() -> None:
+    token = "a-token-of-some-length"
+    app = App(settings_of(1))
+    worker = Probes(list, list, dict, CollectorRegistry(), lambda: None, token, app._put_capacity)
+    async with worker.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as http:
+        supervisor = Supervisor(settings_of(3), [])
+        supervisor._http = http
+        put = partial(supervisor._put_capacity, token)
+        assert await put("nowhere", 0.5) is None
+        with pytest.raises(WorkerError, match="no process took it"):
+            await put("us-east-1", 0.5)
+        able, gone, _ = supervisor._workers  # and one that is not running
+        able.process = gone.process = cast(Process, object())
+        able.port, gone.port = port, _free_port()
+        assert await put("us-east-1", 0.0) == pytest.approx(0.1), "no Region is given up for lost"
+        with pytest.raises(WorkerError, match="no process took it"):
+            await supervisor._put_capacity("wrong-token", "us-east-1", 0.5)
