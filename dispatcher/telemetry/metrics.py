@@ -30,6 +30,12 @@ def _remembering[M: MetricWrapperBase](metric: M) -> M:
     return metric
 
 
+def _begin(series: Gauge) -> None:
+    """With a zero of long ago, where several processes are one: without any it is not shown; one of now would hide
+    what the others have read."""
+    series._value.set(0, timestamp=1.0)
+
+
 class Metrics:
     """One per process, on the registry it is given, so that no two tests share a count."""
 
@@ -146,16 +152,18 @@ class Metrics:
             self.depth_read_at.labels(region)
             self.breaker_open.labels(region)
             for series in (self.eligible, self.share, self.expected_wait, self.drain_rate):
-                series.labels(region).set(0)  # one that was never set is not shown where several processes are one
+                _begin(series.labels(region))
             for series in (self.capacity, self.stalled, self.budget, self.shadow_share):
-                series.labels(region).set(0)
+                _begin(series.labels(region))
             self.shadow_choices.labels(region)
             for rescue in RESCUE_OUTCOMES:
                 self.rescued.labels(region, rescue)
         for queue in QUEUES:
             for region in [home] if queue.startswith("master") else regions:
                 for state in STATES:
-                    self.queue_messages.labels(queue, region, state).set(0)
+                    _begin(self.queue_messages.labels(queue, region, state))
+        for series in (self.model_error, self.fleet, self.fleet_unshared):
+            _begin(series)
         self.breaker_open.labels("ledger")
         for known in Policy:
             self.policy_info.labels(known).set(known == policy)

@@ -1,6 +1,10 @@
 """Every name, type and label; every label value from the start, with zero."""
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -182,3 +186,29 @@ def test_two_processes_in_one_share_no_count() -> None:
 def test_nothing_stands_beside_the_catalogue(registry: CollectorRegistry) -> None:
     names = {sample.name for metric in registry.collect() for sample in metric.samples}
     assert {name for name in names if name.endswith("_created")} == set()
+
+
+ONE_OF_SEVERAL = """
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from dispatcher.model import Region
+from dispatcher.telemetry.metrics import Metrics
+home = Region("us-east-1")
+made = Metrics(CollectorRegistry(), home=home, regions=[home], policy="-", version="-", revision="-", in_flight_limit=7)
+"""
+
+
+def test_a_process_that_starts_hides_nothing_that_another_has_read(tmp_path: Path) -> None:
+    def run(rest: str) -> str:
+        command = [sys.executable, "-c", ONE_OF_SEVERAL + rest]
+        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    collected = "MultiProcessCollector(CollectorRegistry()).collect()"
+    shown = run(f"print(*(m.name for m in {collected} if m.type == 'gauge' and m.samples))").split()
+    assert {name.removeprefix("dispatcher_") for name in shown} == {
+        name for name, (kind, _) in CATALOGUE.items() if kind == "gauge"
+    }
+    run("made.queue_messages.labels('regional', home, 'visible').set(5)")
+    values = f"s.value for m in {collected} for s in m.samples if m.name == 'dispatcher_queue_messages' and s.value"
+    assert run(f"print(*({values}))") == "5.0\n"
