@@ -352,6 +352,7 @@ class App:
             self._put_capacity,
             next_sample=self.live.next_sample,
             find=self._find,
+            holding=self.gate.holding,
         )
         try:
             port = await stack.enter_async_context(probes.serve(settings.http_host, settings.http_port))

@@ -136,6 +136,7 @@ class Supervisor:
             partial(self._put_capacity, token or ""),
             next_sample=self._next_sample,
             find=self._find,
+            holding=lambda: together(self._said())["holding"],
         )
         try:
             port = await stack.enter_async_context(probes.serve(settings.http_host, settings.http_port))
@@ -258,8 +259,10 @@ class Supervisor:
             return []
         return [f"process {worker.number}: {why}" for worker in self._workers for why in worker.unready]
 
+    def _said(self) -> list[Mapping[str, Any]]:
+        return [worker.said for worker in self._workers if worker.said]
+
     def _status(self) -> Mapping[str, Any]:
-        said = [worker.said for worker in self._workers if worker.said]
         uptime_s = asyncio.get_running_loop().time() - self._started_at
         processes = [
             {
@@ -270,7 +273,7 @@ class Supervisor:
             for worker in self._workers
         ]
         policy = self._settings.routing_policy
-        whole = {"policy": policy, "policy_in_force": policy} | together(said)
+        whole = {"policy": policy, "policy_in_force": policy} | together(self._said())
         whole |= {
             "uptime_seconds": round(uptime_s, 1),
             "processes": processes,

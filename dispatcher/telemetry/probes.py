@@ -87,6 +87,7 @@ class Probes:
     next_sample: Callable[[], Awaitable[None]] = _never  # returns when there is something new to say
     find: Callable[[str], Awaitable[Mapping[str, Any] | None]] = _nowhere
     """Returns what happened to a request; None: nobody knows of it. Raises DispatcherError."""
+    holding: Callable[[], str | None] = lambda: None  # why nothing is received on purpose
     writes: Limit = field(default_factory=Limit)  # of whoever shows the token
     guesses: Limit = field(default_factory=Limit)  # of everybody else: they cannot use up the others' turns
     look_ups: Limit = field(default_factory=Limit)
@@ -195,9 +196,10 @@ class Probes:
     async def _readyz(self, _: web.Request) -> web.Response:
         """200 once master queue and ledger have answered and a depth was read, until it drains; else 503 and why.
 
-        Holding is ready: the process does what it should. It tells of the start; `/status` says whether AWS answers.
+        Holding is ready, and `holding` says why: the process does what it should. It tells of the start; `/status` says
+        whether AWS answers.
         """
-        return _verdict(self.unready())
+        return _verdict(self.unready(), holding=self.holding())
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Prometheus's text, or OpenMetrics on request."""
@@ -248,5 +250,5 @@ def _refusal(status: int, why: str) -> web.Response:
     return web.json_response({"error": why}, status=status)
 
 
-def _verdict(reasons: list[str]) -> web.Response:
-    return web.json_response({"ok": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+def _verdict(reasons: list[str], **more: str | None) -> web.Response:
+    return web.json_response({"ok": not reasons, "reasons": reasons, **more}, status=503 if reasons else 200)

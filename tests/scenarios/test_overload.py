@@ -1,6 +1,7 @@
 """While no Region may get more, messages stay in the master queue, unreceived."""
 
 import asyncio
+import json
 
 from tests.scenarios.world import REGIONS, Arrival, Dispatcher, World, request, requests, until
 
@@ -37,8 +38,9 @@ async def test_overload_is_held_in_the_master_and_never_dumped(world: World) -> 
             return await world.master() == (len(bodies) - THRESHOLD * len(REGIONS), 0)
 
         await until(nothing_received, "the rest stays in the master, none of it received", within=20)
-        assert (await dispatcher.get("/readyz"))[0] == 200
         assert (await dispatcher.status())["holding"]
+        code, said = await dispatcher.get("/readyz")
+        assert (code, json.loads(said)["holding"]) == (200, "no Region may get more")
         # from here on workers take in bursts: what they were seen to take makes room, and may be more than they do take
         watcher.cancel()
         assert max(deepest.values()) <= THRESHOLD, deepest

@@ -19,6 +19,7 @@ class Host:
     def __init__(self) -> None:
         self.stuck: list[str] = []
         self.unready: list[str] = []
+        self.holding: str | None = None
         self.registry = CollectorRegistry()
         self.gauge = Gauge("dispatcher_seen", "…", registry=self.registry)
         self.session: aiohttp.ClientSession
@@ -38,6 +39,7 @@ async def host() -> AsyncIterator[Host]:
         status=lambda: {"state": "running"},
         registry=host.registry,
         refresh=lambda: host.gauge.set(42),
+        holding=lambda: host.holding,
     )
     async with probes.serve("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
         host.session, host.url = session, f"http://127.0.0.1:{port}"
@@ -53,7 +55,9 @@ async def test_healthz_names_the_loop_that_is_stuck(host: Host) -> None:
 
 
 async def test_readyz_gives_its_reasons_as_json_and_leaves_healthz_alone(host: Host) -> None:
-    assert (await host.get("/readyz"))[0] == 200
+    assert (await host.get("/readyz"))[::2] == (200, '{"ok": true, "reasons": [], "holding": null}')
+    host.holding = "the ledger does not answer"
+    assert (await host.get("/readyz"))[::2] == (200, f'{{"ok": true, "reasons": [], "holding": "{host.holding}"}}')
     host.unready = ["draining"]
     status, kind, text = await host.get("/readyz")
     assert (status, kind) == (503, "application/json; charset=utf-8")
