@@ -21,7 +21,7 @@ HISTORY = 120  # samples, one a second
 WINDOW = 30  # samples that rates and ages are of
 CHOICES, WARNINGS = 8, 8
 TEXT_SHOWN = 240  # characters of somebody else's text
-_TOLD = ("region", "queue", "stage", "on", "fault", "hint")
+_TOLD = ("region", "queue", "stage", "on", "capacity", "fault", "hint")
 """What of a warning is shown; the rest of it, ids above all, is for the log."""
 
 
@@ -81,7 +81,7 @@ class Live:
 
     def warn(self, event: Mapping[str, Any]) -> None:
         """A line of the log, from warning up."""
-        what = {name: str(event[name])[:TEXT_SHOWN] for name in _TOLD if event.get(name)}
+        what = {name: str(event[name])[:TEXT_SHOWN] for name in _TOLD if event.get(name) not in (None, "")}
         key = kind(event.get("event"), what)
         times = self._warnings.pop(key).times if key in self._warnings else 0  # it goes to the end
         self._warnings[key] = _Warning(str(event.get("event")), what, times + 1, time.time())

@@ -99,6 +99,12 @@ def test_warnings_of_a_kind_are_one_and_tell_no_ids() -> None:
     assert here.live.explain()["warnings"][0]["times"] == 2
 
 
+def test_a_reported_capacity_is_told_also_one_of_zero() -> None:
+    here = Here()
+    here.live.warn({"event": "capacity.reported", "region": R, "capacity": 0.0, "fault": ""})
+    assert here.live.explain()["warnings"][0]["what"] == {"region": R, "capacity": "0.0"}
+
+
 async def test_whoever_waits_is_woken_by_the_next_sample() -> None:
     here = Here()
     waiting = asyncio.create_task(here.live.next_sample())
