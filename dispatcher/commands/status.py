@@ -19,6 +19,10 @@ from dispatcher.settings import Settings
 
 POOL = 4
 ATTEMPTS = 2
+_OF_A_READING = (
+    "depth", "in_flight", "delayed", "reading_age_seconds", "projected_depth", "projected_wait_seconds", "share",
+    "budget",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Look:
         explained = {str(region): values for region, values in self.board.explain().items()}
         for values, depth in zip(explained.values(), read, strict=True):
             if not isinstance(depth, Depth):
-                values |= {"depth": None, "in_flight": None, "delayed": None, "projected_depth": None}
+                values |= dict.fromkeys(_OF_A_READING)
                 values["health"], values["reason"] = "unreadable", str(depth)
         return explained
 

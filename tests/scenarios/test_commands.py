@@ -206,6 +206,13 @@ async def test_status_shows_regions_and_the_life_of_one_request(world: World, ru
     item = json.loads(run("status", "r-0003", "--json", settings=settings).stdout)
     assert item["state"] == "dispatched"
     assert item["region"] in regions
+    elsewhere = json.loads(settings["DISPATCHER_REGIONS"])
+    elsewhere["eu-west-1"] += "-gone"
+    unread = settings | {"DISPATCHER_REGIONS": json.dumps(elsewhere)}
+    gone = json.loads(run("status", "--json", settings=unread).stdout)["regions"]["eu-west-1"]
+    assert gone["health"] == "unreadable"
+    told = [gone[name] for name in ("depth", "share", "projected_wait_seconds", "budget")]
+    assert told == [None] * 4, "nothing of what the others remember"
     unknown = run("status", "nobody", settings=settings)
     assert (unknown.returncode, "knows no request" in unknown.stderr) == (1, True)
     healthy = run("healthcheck", settings={"DISPATCHER_HTTP_PORT": str(dispatcher.port)})
