@@ -50,10 +50,11 @@ from dispatcher.model import (
     Outgoing,
     Priority,
     Region,
+    bytes_of,
 )
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.policy.decode import decode
-from dispatcher.policy.envelope import BYTES_MAX, forwarded, group, rejected
+from dispatcher.policy.envelope import BYTES_MAX, OURS_BYTES_MAX, forwarded, group, rejected
 from dispatcher.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -70,7 +71,8 @@ SECOND_LOOK_S = 1.0
 
 class Ledger(Protocol):
     async def claim(self, request: ClaimRequest) -> ClaimAnswer: ...
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]: ...
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]: ...
+    async def look(self, request: ClaimRequest) -> ClaimAnswer | None: ...
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None: ...
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None: ...
     async def confirm_all(self, confirmations: Sequence[tuple[Claimed, str]]) -> Sequence[Exception | None]: ...
@@ -93,6 +95,12 @@ class RegionalQueue(Queue, Protocol):
     async def send_all(self, outs: Sequence[Outgoing]) -> Sequence[str | Exception]: ...
 
 
+class Taken(NamedTuple):
+    """A first claim, made together with others', was refused."""
+
+    choice: Choice
+
+
 class Unsent(NamedTuple):
     """A first send, made together with others', met a fault."""
 
@@ -107,7 +115,17 @@ class Sent(NamedTuple):
     sqs_message_id: str
 
 
-State = Choice | Claimed | Unsent | Sent | Duplicate | Held | None
+class Confirmed(NamedTuple):
+    """The ledger knows that."""
+
+
+class Again(NamedTuple):
+    """A call made together with others' failed: it is made again, after a moment."""
+
+    state: "Choice | Sent | Confirmed"
+
+
+State = Choice | Taken | Claimed | Unsent | Sent | Confirmed | Again | Duplicate | Held | None
 """What the last step found, and the next one goes by; None: it is to be routed."""
 Part = Callable[[Flight, State], None]
 
@@ -157,26 +175,36 @@ class Pipeline:
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
     chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
 
-    def sort(self, flights: Sequence[Flight]) -> tuple[Collection[Sequence[Going[Choice]]], Sequence[Flight]]:
+    def sort(self, flights: Sequence[Flight]) -> tuple[Sequence[Sequence[Going[Choice]]], Sequence[Flight]]:
         """Decode and route deliveries that came together. Return those that go on together, each lot to one queue, and
-        those that go on alone: nobody may get them now, something is wrong, or too little of their visibility is left.
+        those that go on alone: nobody may get them now, something is wrong, too little of their visibility is left, or
+        their twin is among the others.
         """
         if flights and self._lease_left(flights[0]) < self.terms.lease_min_s:  # of all: they came together
             return [], flights
-        lots: dict[tuple[Region, Priority], list[Going[Choice]]] = {}
+        lots: list[list[Going[Choice]]] = []
+        filling: dict[tuple[Region, Priority], tuple[list[Going[Choice]], int]] = {}  # and how many bytes are in it
         alone: list[Flight] = []
+        known: set[str] = set()
         for flight in flights:
             try:
                 message = self._decode(flight)
-                choice = self._book(flight, message, without=())
+                choice = None if message.request_id in known else self._book(flight, message, without=())
             except Exception:  # poison, or a bug: `carry` meets it again, and tells
                 alone.append(flight)
                 continue
             if choice is None:
                 alone.append(flight)
-            else:
-                lots.setdefault((choice.region, message.priority), []).append(Going(flight, message, choice))
-        return lots.values(), alone
+                continue
+            known.add(message.request_id)
+            queue, own = (choice.region, message.priority), bytes_of(flight.delivery.body) + OURS_BYTES_MAX
+            lot, size = filling.get(queue, ([], BYTES_MAX))
+            if size + own > BYTES_MAX:  # of one call
+                lot, size = [], 0
+                lots.append(lot)
+            lot.append(Going(flight, message, choice))
+            filling[queue] = lot, size + own
+        return lots, alone
 
     async def carry_together(self, lot: Sequence[Going[Choice]], part: Part) -> None:
         """Dispatch messages to one queue. `part` hears of whoever does not stay to the end, and how far it came.
@@ -199,6 +227,8 @@ class Pipeline:
                         state = await self._route(flight, message)
                     case Choice():
                         state = await self._claim(flight, message, state)
+                    case Taken(choice):
+                        state = await self._claim(flight, message, choice, taken=True)
                     case Claimed():
                         await self._check_deadline(flight, message, state)
                         state = await self._send(flight, message, state)
@@ -208,6 +238,12 @@ class Pipeline:
                         await self._confirm(flight, state)
                         await self._acknowledge(flight)
                         return Outcome.DISPATCHED
+                    case Confirmed():
+                        await self._acknowledge(flight)
+                        return Outcome.DISPATCHED
+                    case Again(before):
+                        await self._pause(flight, 0)
+                        state = before
                     case Duplicate():
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
@@ -239,24 +275,33 @@ class Pipeline:
             flight.claim = Claimed(message.request_id, token, choice.region, lease_end)
         claimed = []
         for (flight, message, choice), answer in zip(lot, await self.ledger.claim_all(requests), strict=True):
-            if not isinstance(answer, Claimed):
-                self._call_failed(flight, Stage.LEDGER, answer)
-                part(flight, choice)
-            elif self._too_late(message):
-                part(flight, answer)
-            else:
-                claimed.append(Going(flight, message, answer))
+            match answer:
+                case None:
+                    part(flight, Taken(choice))
+                case Exception():
+                    self._call_failed(flight, Stage.LEDGER, answer)
+                    part(flight, Again(choice))
+                case Claimed() if self._too_late(message):
+                    part(flight, answer)
+                case Claimed():
+                    claimed.append(Going(flight, message, answer))
         return claimed
 
     async def _send_all(self, claimed: Sequence[Going[Claimed]], part: Part) -> Sequence[Going[Sent]]:
-        if not claimed:
+        going, outs = [], []
+        for one in claimed:
+            try:
+                outs.append(self._outgoing(*one))
+            except Exception:  # a bug: `carry` meets it again, and tells
+                part(one.flight, one.state)
+            else:
+                going.append(one)
+        if not going:
             return []
-        _, message, claim = claimed[0]
-        answers = await self.regional(claim.region, message.priority).send_all(
-            [self._outgoing(*one) for one in claimed]
-        )
+        _, message, claim = going[0]
         sent = []
-        for (flight, message, claim), answer in zip(claimed, answers, strict=True):
+        answers = await self.regional(claim.region, message.priority).send_all(outs)
+        for (flight, message, claim), answer in zip(going, answers, strict=True):
             if isinstance(answer, str):
                 sent.append(Going(flight, message, self._accepted(flight, claim, answer)))
             else:
@@ -264,30 +309,29 @@ class Pipeline:
         self.metrics.dispatched.labels(claim.region, message.priority).inc(len(sent))
         return sent
 
-    async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Going[Sent]]:
+    async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Flight]:
+        confirmed = []
         faults = await self.ledger.confirm_all([one.state for one in sent])
-        confirmed = self._well(sent, faults, Stage.LEDGER, part)
-        for flight, _, one in confirmed:
-            _tell(flight, one)
+        for (flight, _, state), fault in zip(sent, faults, strict=True):
+            if fault is None:
+                _tell(flight, state)
+                confirmed.append(flight)
+            else:
+                self._call_failed(flight, Stage.LEDGER, fault)
+                part(flight, Again(state))
         return confirmed
 
-    async def _acknowledge_all(self, confirmed: Sequence[Going[Sent]], part: Part) -> None:
-        faults = await self.master.acknowledge_all([one.flight.delivery for one in confirmed])
-        for flight, _, _ in self._well(confirmed, faults, Stage.DELETE, part):
-            flight.step = Step.ENDED
-
-    def _well(
-        self, sent: Sequence[Going[Sent]], faults: Sequence[Exception | None], stage: Stage, part: Part
-    ) -> Sequence[Going[Sent]]:
-        """Return those that a step went well for."""
-        well = []
-        for one, fault in zip(sent, faults, strict=True):
+    async def _acknowledge_all(self, confirmed: Sequence[Flight], part: Part) -> None:
+        faults = await self.master.acknowledge_all([flight.delivery for flight in confirmed])
+        for flight, fault in zip(confirmed, faults, strict=True):
             if fault is None:
-                well.append(one)
+                flight.step = Step.ENDED
+            elif isinstance(fault, RefusedError) and fault.cause is Cause.INVALID:
+                self._call_failed(flight, Stage.DELETE, fault)
+                self._not_acknowledged(flight, fault)
             else:
-                self._call_failed(one.flight, stage, fault)
-                part(one.flight, one.state)
-        return well
+                self._call_failed(flight, Stage.DELETE, fault)
+                part(flight, Again(Confirmed()))
 
     # --- the steps, alone ---------------------------------------------------------------------------------------
 
@@ -321,8 +365,13 @@ class Pipeline:
             self.chose(message, choice)
         return choice
 
-    async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
-        """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work."""
+    async def _claim(
+        self, flight: Flight, message: Message, choice: Choice, *, taken: bool = False
+    ) -> Claimed | Duplicate | Held:
+        """Return a claim of ours, or why there is none. Raises PoisonError when the id stands for other work.
+
+        `taken`: the first try was refused already, and it is to be seen what by.
+        """
         token = flight.claim.token if flight.claim else next(self.tokens)
         looked_once = False
         copy_in: Region | None = None  # where the claim that we take over may have put one
@@ -331,7 +380,11 @@ class Pipeline:
             request = ClaimRequest(message, token, choice, lease_end, flight.delivery.message_id)
             flight.step = Step.CLAIMING
             flight.claim = Claimed(message.request_id, token, choice.region, lease_end)
-            match await self._until_answered(flight, Stage.LEDGER, self.ledger.claim, request):
+            ask = self.ledger.look if taken else self.ledger.claim
+            taken = False
+            match await self._until_answered(flight, Stage.LEDGER, ask, request):
+                case None:
+                    pass  # what refused it is gone: claim
                 case Claimed() as claim:
                     flight.claim = claim
                     if claim.region == copy_in:
@@ -346,13 +399,13 @@ class Pipeline:
                             copy_in = old.region
                             flight.step = Step.SENDING  # from here on it is never released: a copy may be there
                     taking = request._replace(choice=choice)
-                    taken = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
-                    if taken is not None:
+                    ours = await self._until_answered(flight, Stage.LEDGER, self.ledger.take_over, old, taking)
+                    if ours is not None:
                         log.info(
                             "claim.taken_over", request_id=message.request_id, region=choice.region, state=old.state
                         )
-                        flight.claim = taken
-                        return taken
+                        flight.claim = ours
+                        return ours
                     # somebody was quicker, or it was us and the answer was lost: ask again
                 case DifferentWork():
                     flight.step, flight.claim = Step.RECEIVED, None
@@ -456,14 +509,14 @@ class Pipeline:
     async def _lapse(self, flight: Flight, message: Message, claim: Claimed) -> Held | None:
         """Let the claim of a message that a Region may have run out, before anyone may send it again.
 
-        The visibility is kept, since letting that lapse too would only spend a receive, unless others need the slot:
-        then return until when nobody may have it. The place is given up: the Region is free to get other messages,
-        which show whether it works again.
+        The visibility is kept, since letting that lapse too would only spend a receive, unless it is the first one and
+        others need the slot: then return until when nobody may have it. The place is given up: the Region is free to
+        get other messages, which show whether it works again.
         """
         log.warning("claim.lapsing", request_id=message.request_id, region=claim.region, until=claim.lease_end)
         flight.sent_perhaps = True
         self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
-        if not await self._outlast(flight, claim.lease_end):
+        if not await self._outlast(flight, claim.lease_end, yields=flight.delivery.receives == 1):
             return Held(claim.lease_end)
         flight.step, flight.claim = Step.RECEIVED, None
         return None
@@ -477,7 +530,12 @@ class Pipeline:
         try:
             await self._until_answered(flight, Stage.DELETE, self.master.acknowledge, flight.delivery)
         except (RefusedError, LeaseLostError) as fault:
-            log.warning("message.not_acknowledged", message_id=flight.delivery.message_id, fault=str(fault))
+            self._not_acknowledged(flight, fault)
+        else:
+            flight.step = Step.ENDED
+
+    def _not_acknowledged(self, flight: Flight, fault: Exception) -> None:
+        log.warning("message.not_acknowledged", message_id=flight.delivery.message_id, fault=str(fault))
         flight.step = Step.ENDED
 
     async def _hide(self, flight: Flight, until: float) -> None:
@@ -485,7 +543,7 @@ class Pipeline:
         log.info("message.held", message_id=flight.delivery.message_id, until=until)
         await self._until(flight, until)
 
-    async def _outlast(self, flight: Flight, until: float) -> bool:
+    async def _outlast(self, flight: Flight, until: float, *, yields: bool = True) -> bool:
         """Keep a message here while the other claim lives: it came back for that once, and has few receives left.
 
         False once it is in others' way: then it does come back.
@@ -496,7 +554,7 @@ class Pipeline:
         try:
             until = min(until, self.clock.now() + self.terms.lease_s)
             while self.clock.now() < until + JUST_PAST_S:
-                if self.gives_way():
+                if yields and self.gives_way():
                     return False
                 await asyncio.sleep(min(SECOND_LOOK_S, max(0.0, until - self.clock.now()) + JUST_PAST_S))
                 _still_ours(flight)
@@ -619,12 +677,15 @@ class Pipeline:
                     if fault.cause is Cause.INVALID:
                         raise
                 _still_ours(flight)
-                flight.park(True)  # it only waits now, and must not take the room of those that can go on
-                await asyncio.sleep(backoff_s(attempt, self.random))
+                await self._pause(flight, attempt)
             raise AssertionError("count() does not end")
         finally:
             if flight.parked:
                 flight.park(False)
+
+    async def _pause(self, flight: Flight, attempt: int) -> None:
+        flight.park(True)  # it only waits now, and must not take the room of those that can go on
+        await asyncio.sleep(backoff_s(attempt, self.random))
 
     def _call_failed(self, flight: Flight, stage: Stage, fault: Exception) -> None:
         if isinstance(fault, AwsError):  # whatever else it is comes up again, and has its own word there

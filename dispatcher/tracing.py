@@ -5,7 +5,7 @@ follow its semantic conventions for messaging.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ class TracedPipeline(Pipeline):
 
     tracing: Tracing = field(kw_only=True)
 
-    def sort(self, flights: Sequence[Flight]) -> tuple[Collection[Sequence[Going[Choice]]], Sequence[Flight]]:
+    def sort(self, flights: Sequence[Flight]) -> tuple[Sequence[Sequence[Going[Choice]]], Sequence[Flight]]:
         return [], flights  # each has a trace of its own
 
     async def carry(self, flight: Flight, state: State = None) -> Outcome:
@@ -117,9 +117,11 @@ class TracedPipeline(Pipeline):
             span.set_attributes({"dispatcher.region": choice.region, "dispatcher.policy": choice.policy})
             return choice
 
-    async def _claim(self, flight: Flight, message: Message, choice: Choice) -> Claimed | Duplicate | Held:
+    async def _claim(
+        self, flight: Flight, message: Message, choice: Choice, *, taken: bool = False
+    ) -> Claimed | Duplicate | Held:
         with self.tracing.stage("claim") as span:
-            answer = await Pipeline._claim(self, flight, message, choice)
+            answer = await Pipeline._claim(self, flight, message, choice, taken=taken)
             span.set_attribute("dispatcher.claim", type(answer).__name__.lower())
             return answer
 

@@ -138,13 +138,20 @@ class Ledger:
         self._metrics.claims.labels("claimed").inc()
         return _claimed(request)
 
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
-        """The same for several at once; returns each one's claim or error. What refused a claim, `claim` tells."""
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]:
+        """The same for several at once; returns each one's claim or fault. None: refused, and `look` says what by."""
         refusals = await self._claims.submit_all(requests)
-        failed = sum([isinstance(refusal, AwsError) for refusal in refusals])
-        self._metrics.claims.labels("error").inc(failed)
         self._metrics.claims.labels("claimed").inc(refusals.count(None))
-        return [refusal or _claimed(request) for request, refusal in zip(requests, refusals, strict=True)]
+        self._metrics.claims.labels("error").inc(sum([isinstance(refusal, AwsError) for refusal in refusals]))
+        return [
+            _claimed(request) if refusal is None else None if isinstance(refusal, _ConditionError) else refusal
+            for request, refusal in zip(requests, refusals, strict=True)
+        ]
+
+    async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
+        """Return what the item means that refused a claim; None: there is none any more. Raises AwsError."""
+        item = await self._reads.submit(request.message.request_id)
+        return self._judged(request, item) if item else None
 
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         """Replace what is over by our claim, on condition that it is still exactly that: same token, state and lease.
@@ -322,9 +329,12 @@ class Ledger:
 
     async def _refused(self, request: ClaimRequest, item: Mapping[str, Any] | None) -> ClaimAnswer:
         """Return what the item that refused the claim means; read it if the refusal did not bring it."""
-        item = item or await self._reads.submit(request.message.request_id)
-        if not item:  # it vanished between the refusal and the read; the caller's next try inserts again
+        answer = self._judged(request, item) if item else await self.look(request)
+        if answer is None:  # it vanished between the refusal and the read; the caller's next try inserts again
             raise RefusedError(Cause.REFUSED, "the refusing item vanished")
+        return answer
+
+    def _judged(self, request: ClaimRequest, item: Mapping[str, Any]) -> ClaimAnswer:
         answer = judge(_record(item), request, self._clock.now())
         match answer:
             case Claimed():

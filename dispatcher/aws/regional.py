@@ -45,6 +45,7 @@ class SendingQueue:
             linger_s=SEND_LINGER_S,
             flushes_max=FLUSHES_MAX,
             eager=True,
+            whole=True,  # whoever is accepted is confirmed when all of its lot are answered: at once, so
             size_of=_size_of,
         )
         caller.prepare("send_message_batch")

@@ -57,7 +57,8 @@ class Lane[ItemT, ResultT]:
     """Batches depart when full by items or bytes, or `linger_s` after their first item, and at once while hurried.
 
     An `eager` lane lingers only while a batch of it flies, since before that nobody else is likely to come: then its
-    first item takes along what is submitted in the same turn of the loop, such as the rest of a receive.
+    first item takes along what is submitted in the same turn of the loop, such as the rest of a receive. In a `whole`
+    lane items that were submitted together depart together, if one batch has room for all of them.
 
     At most `flushes_max` fly together; what arrives meanwhile waits and fills the next batch. `flush` returns a
     result or an exception for each item, in order. When it raises, each of its items gets that error; for an item it
@@ -72,6 +73,7 @@ class Lane[ItemT, ResultT]:
         linger_s: float,
         flushes_max: int,
         eager: bool = False,
+        whole: bool = False,
         size_of: Callable[[ItemT], int] | None = None,
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
@@ -83,6 +85,7 @@ class Lane[ItemT, ResultT]:
         self._linger_s = linger_s
         self._flushes_max = flushes_max
         self._eager = eager
+        self._whole = whole
         self._size_of = size_of
         self._key_of = key_of
         self._waiting: list[_Entry[ItemT, ResultT]] = []
@@ -176,6 +179,15 @@ class Lane[ItemT, ResultT]:
         size = self._limits.size
         return len(self._waiting) >= self._limits.items or (size is not None and self._waiting_size >= size)
 
+    def _most(self) -> int:
+        """How many of those that wait may depart in the next batch."""
+        most = self._limits.items
+        if self._whole and len(self._waiting) > most:
+            parties = [entry.party for entry in self._waiting[: most + 1]]
+            if parties[-1] is parties[-2]:  # it would be cut
+                return parties.index(parties[-1]) or most
+        return most
+
     def _on_time(self) -> None:
         self._timer = None
         self._depart()
@@ -190,7 +202,9 @@ class Lane[ItemT, ResultT]:
                 if self._timer is None:  # one that is set rings no later, and looks again
                     self._timer = loop.call_at(due, self._on_time)
                 return
-            batch, self._waiting = pack(self._waiting, self._limits)
+            most = self._most()
+            batch, staying = pack(self._waiting[:most], self._limits)
+            self._waiting = staying + self._waiting[most:]
             self._waiting_size -= sum([entry.size for entry in batch])
             self._flying += 1
             flight = loop.create_task(self._fly(batch))

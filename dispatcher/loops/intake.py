@@ -173,12 +173,14 @@ class Intake:
         """At the deadline: cut off what is under way; each hands back what it can."""
         if not carriers:
             return
-        log.warning("intake.cut_off", unfinished=len(carriers))
+        log.warning("intake.cut_off", unfinished=len(self.in_flight))
         for carrier in carriers:
             carrier.cancel()
         await asyncio.wait(set(carriers), timeout=HAND_BACK_S)
-        if carriers:
-            log.error("intake.not_handed_back", count=len(carriers), hint="they return when their visibility ends")
+        if not carriers:  # whose carrier had not taken its first step is still here
+            await asyncio.gather(*map(self._hand_back, self.in_flight))
+        if left := len(self.in_flight):
+            log.error("intake.not_handed_back", count=left, hint="they return when their visibility ends")
 
 
 class _Polls:

@@ -74,9 +74,16 @@ class FakeLedger:
     async def claim(self, request: ClaimRequest) -> ClaimAnswer:
         return await self.faults.call("claim", lambda: self._claim(request))
 
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]:
         answers = await each(self.claim(request) for request in requests)
-        return [a if isinstance(a, Claimed | Exception) else Exception("refused") for a in answers]
+        return [answer if isinstance(answer, Claimed | Exception) else None for answer in answers]
+
+    async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
+        def work() -> ClaimAnswer | None:
+            item = self.items.get(request.message.request_id)
+            return self._judged(item, request) if item else None
+
+        return await self.faults.call("look", work)
 
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         def work() -> Claimed | None:
@@ -181,8 +188,9 @@ class FakeLedger:
 
     def _claim(self, request: ClaimRequest) -> ClaimAnswer:
         item = self.items.get(request.message.request_id)
-        if item is None:
-            return self._insert("claim", request)
+        return self._judged(item, request) if item else self._insert("claim", request)
+
+    def _judged(self, item: Item, request: ClaimRequest) -> ClaimAnswer:
         if item.state == "claimed" and item.owner == request.token:
             return Claimed(item.request_id, item.owner, item.region or request.region, item.lease_end)
         over = Lapsed(item.state, item.owner, _text(item.lease_end), None, item.generation)

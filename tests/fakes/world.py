@@ -77,9 +77,12 @@ class BreakingLedger:
     async def claim(self, request: ClaimRequest) -> ClaimAnswer:
         return await self._learning(self.fake.claim(request))
 
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception]:
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]:
         answers = await each(self.claim(request) for request in requests)
-        return [a if isinstance(a, Claimed | Exception) else Exception("refused") for a in answers]
+        return [answer if isinstance(answer, Claimed | Exception) else None for answer in answers]
+
+    async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
+        return await self._learning(self.fake.look(request))
 
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None:
         return await self._learning(self.fake.take_over(old, request))
