@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import click
 from rich.console import Console
@@ -122,22 +123,24 @@ def demo(messages: int, seed: int, as_json: bool) -> None:
 @_config
 @_json
 def healthcheck(config: Path | None, as_json: bool) -> None:
-    """Ask the local /healthz; exit status 0: healthy. For container health checks.
+    """Ask the local /healthz; exit status 0: healthy, 1: not. For container health checks.
 
     \b
     Example: dispatcher healthcheck
     """
-    settings: HttpSettings = _loaded(load_http, config)
-    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104  compared, not bound
-    url = f"http://{host}:{settings.http_port}/healthz"
+    settings: HttpSettings = _loaded(load_http, config, status=1)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104  not bound
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}/healthz"
     healthy = False
     try:
-        with urlopen(url, timeout=HEALTHCHECK_S) as answer:
+        with build_opener(ProxyHandler({})).open(url, timeout=HEALTHCHECK_S) as answer:
             healthy, said = True, f"answered {answer.status}"
     except HTTPError as unwell:
         said = f"answered {unwell.code}: {unwell.read().decode(errors='replace')}"
-    except (URLError, OSError) as fault:
+    except OSError as fault:
         said = f"does not answer: {getattr(fault, 'reason', fault)}"
+    except HTTPException as fault:
+        said = f"does not answer in HTTP: {fault!r}"
     if as_json:
         _print_json({"healthy": healthy, "url": url, "detail": said})
     elif healthy:
@@ -795,13 +798,13 @@ def _advance(progress: Progress, bar: TaskID, completed: int) -> None:
     progress.update(bar, completed=completed)
 
 
-def _loaded[S](loader: Callable[[Path | None], S], config: Path | None) -> S:
+def _loaded[S](loader: Callable[[Path | None], S], config: Path | None, *, status: int = BAD_CONFIGURATION) -> S:
     try:
         return loader(config)
     except ConfigurationError as fault:
         for line in fault.faults:
             click.echo(f"dispatcher: {line}", err=True)
-        sys.exit(BAD_CONFIGURATION)
+        sys.exit(status)
 
 
 def _with_clients(work: Callable[[Any], Any], *, patience: str = "") -> Any:

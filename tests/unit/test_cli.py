@@ -2,10 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import click
 import pytest
@@ -83,6 +86,7 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["check", "--config", "/"], {}, 2, "is a directory"),
     (["check", "--config", "/nowhere.toml"], {}, 2, "/nowhere.toml: cannot be read"),
     (["check"], {"DISPATCHER_LEDGER_TABLE": ""}, 2, "DISPATCHER_LEDGER_TABLE: is required"),
+    (["healthcheck"], {"DISPATCHER_HTTP_PORT": "x"}, 1, "DISPATCHER_HTTP_PORT: "),
     (["submit"], {}, 2, "say what to send"),
     (["submit", "-", "--count", "3"], {}, 2, "exclude each other"),
     (["submit", "/nowhere.jsonl"], {}, 2, "does not exist"),
@@ -115,6 +119,45 @@ def test_a_user_s_mistake_ends_with_a_line_that_says_so_and_never_a_traceback(
     assert isinstance(ended.exception, SystemExit | None), ended.exception
     assert (ended.exit_code, said in ended.stderr) == (status, True), ended.output
     assert "Traceback" not in ended.output
+
+
+@contextmanager
+def answering(host: str, answer: bytes) -> Iterator[int]:
+    """Give the port where something answers `answer` to whoever comes."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+
+        def answer_all() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    with server.accept()[0] as connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        thread = Thread(target=answer_all)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("listening", "host", "answer", "status", "said"),
+    [
+        ("127.0.0.1", "0.0.0.0", b"HTTP/1.0 200 OK\r\n\r\n", 0, "healthy: http://127.0.0.1:"),
+        ("::1", "::", b"HTTP/1.0 200 OK\r\n\r\n", 0, "healthy: http://[::1]:"),
+        ("127.0.0.1", "127.0.0.1", b"HTTP/1.0 503 No\r\n\r\nstuck", 1, "answered 503: stuck"),
+        ("127.0.0.1", "127.0.0.1", b"SSH-2.0-OpenSSH\r\n", 1, "does not answer in HTTP"),
+    ],
+)
+def test_the_health_check_asks_the_daemon_where_it_listens_and_no_proxy(
+    listening: str, host: str, answer: bytes, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(listening, answer) as port:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv("DISPATCHER_HTTP_HOST", host)
+        monkeypatch.setenv("DISPATCHER_HTTP_PORT", str(port))
+        ended = CliRunner().invoke(main, ["healthcheck"])
+    assert (ended.exit_code, said in ended.output) == (status, True), ended.output
 
 
 @pytest.mark.parametrize(("no_color", "expected"), [("", True), ("1", False)])
