@@ -108,6 +108,9 @@ def demo(messages: int, seed: int, as_json: bool) -> None:
     from dispatcher.demo import cloud, show
 
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else WIDTH)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         summary = asyncio.run(show.demo(messages, seed, console))
     except cloud.NoEmulatorError as fault:

@@ -4,8 +4,10 @@ The first SIGTERM or SIGINT drains; a second one stops at once, whatever is unde
 """
 
 import asyncio
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,6 +15,8 @@ from enum import StrEnum
 import structlog
 
 log = structlog.get_logger()
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Phase(StrEnum):
@@ -55,5 +59,11 @@ class Lifecycle:
         if self.draining:
             log.error("process.stopped_at_once", hint="what was in flight returns when its visibility ends")
             os._exit(1)
-        log.info("process.draining")
+        log.info("process.draining", hint="a second signal stops at once")
         self.drain()
+
+
+def die_with_parent() -> None:
+    """In a new process: on Linux it drains when its parent is killed; elsewhere it goes on, until somebody ends it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

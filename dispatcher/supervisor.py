@@ -7,11 +7,9 @@ the page by adding up.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -30,7 +28,7 @@ from prometheus_client.registry import Collector
 
 from dispatcher import __version__
 from dispatcher.errors import DispatcherError
-from dispatcher.lifecycle import Lifecycle, Phase
+from dispatcher.lifecycle import Lifecycle, Phase, die_with_parent
 from dispatcher.model import Outcome
 from dispatcher.policy.backoff import backoff_s
 from dispatcher.settings import PREFIX, Settings
@@ -44,7 +42,6 @@ ANSWER_S = 3.0  # for a process to say how it is
 START_S = 30.0  # a process that has said nothing for so long is ill
 KILL_AFTER_S = 15.0  # a process that did not end this long after its drain's deadline
 CONFIGURATION = 2  # exit status: starting again would not help
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkerError(DispatcherError):
@@ -177,7 +174,7 @@ class Supervisor:
             "PROMETHEUS_MULTIPROC_DIR": str(self._folder),
         }
         process = worker.process = await asyncio.create_subprocess_exec(
-            *self._command, env=environment, preexec_fn=_die_with_parent, start_new_session=True
+            *self._command, env=environment, preexec_fn=die_with_parent, start_new_session=True
         )
         log.info("process.started", number=worker.number, pid=process.pid)
         draining = asyncio.create_task(self._drain(process))
@@ -444,9 +441,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """On Linux a process drains when its supervisor is killed; elsewhere it goes on, and whoever looks ends it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

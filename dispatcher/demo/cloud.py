@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
+from dispatcher.lifecycle import die_with_parent
 from dispatcher.settings import EMULATOR
 
 START_S = 30.0
@@ -42,6 +43,7 @@ class Cloud:
             "AWS_ACCESS_KEY_ID": "emulator",
             "AWS_SECRET_ACCESS_KEY": "emulator",
             "AWS_EC2_METADATA_DISABLED": "true",
+            **dict.fromkeys(["NO_PROXY", "no_proxy"], "127.0.0.1,localhost"),
             # moto knows no PartiQL with parameters
             "DISPATCHER_LEDGER_BATCHING": "true" if self.kind == "ministack" else "false",
         }
@@ -78,7 +80,12 @@ def embedded(kind: Literal["ministack", "moto"] | None = None) -> Iterator[Cloud
         "LOG_LEVEL": "ERROR",
     }
     process = subprocess.Popen(  # noqa: S603  the command is ours or the operator's own
-        argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        argv,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
     try:
         _wait_for(process, endpoint, kind)
@@ -99,7 +106,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", endpoint: str, kind: str) -> N
         if process.poll() is not None:
             raise NoEmulatorError(f"{kind} ended at once with status {process.returncode}")
         try:
-            with urlopen(health, timeout=2):  # noqa: S310  our own loopback address
+            with build_opener(ProxyHandler({})).open(health, timeout=2):
                 return
         except (URLError, OSError):
             time.sleep(0.05)

@@ -34,6 +34,7 @@ from dispatcher.demo.cloud import Cloud, NoEmulatorError, embedded, free_port
 from dispatcher.demo.gpus import GPUS_EACH, Gpus, make_topic
 from dispatcher.demo.traffic import Submission, traffic
 from dispatcher.demo.worker import Callbacks, Job
+from dispatcher.lifecycle import die_with_parent
 from dispatcher.model import Outgoing, Region
 from dispatcher.telemetry.metrics import Metrics
 
@@ -178,7 +179,11 @@ class _Stage:
         }
         with self.log_file.open("wb") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "dispatcher", "run", env=environment, stdout=log, stderr=log
+                *[sys.executable, "-m", "dispatcher", "run"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
             )
 
     async def _ready(self, http: aiohttp.ClientSession, daemon: asyncio.subprocess.Process) -> None:

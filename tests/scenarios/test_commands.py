@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -237,7 +239,8 @@ async def test_logs_are_json_lines_with_ids_and_never_a_body(world: World) -> No
 
 @pytest.mark.parametrize("kind", ["ministack", "moto"])
 def test_the_demo_accounts_for_every_request(run: Run, kind: str) -> None:
-    settings = {"DISPATCHER_EMULATOR": "/nowhere"} if kind == "moto" else {}
+    settings = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    settings |= {"DISPATCHER_EMULATOR": "/nowhere"} if kind == "moto" else {}
     shown = run("demo", "--requests", "150", "--seed", "7", "--json", on=None, settings=settings)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     summary: dict[str, Any] = json.loads(shown.stdout)
@@ -248,6 +251,35 @@ def test_the_demo_accounts_for_every_request(run: Run, kind: str) -> None:
     assert summary["duplicates_dropped"] == summary["duplicates_sent"]
     assert sum(summary["rejected"].values()) == summary["rejected_sent"]
     assert "Spot took" in shown.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+async def test_a_demo_that_is_ended_leaves_no_process_behind(number: signal.Signals) -> None:
+    mark = f"DEMO={uuid4().hex}"
+
+    def left() -> int:
+        found = 0
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # it ended meanwhile
+                found += mark.encode() in environment.read_bytes()
+        return found
+
+    demo = subprocess.Popen(  # noqa: ASYNC220  it is started at once
+        [sys.executable, "-m", "dispatcher", "demo"],
+        env={**os.environ, "DEMO": mark.removeprefix("DEMO=")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout
+    assert "sent" in await asyncio.to_thread(demo.stdout.readline)
+    assert left() == 3
+    demo.send_signal(number)
+    said, _ = await asyncio.to_thread(demo.communicate, timeout=60)
+    assert "Traceback" not in said
+    assert demo.returncode == (-number if number == signal.SIGKILL else 1)
+    await until(lambda: left() == 0, "no process is left")
 
 
 @pytest.mark.parametrize(
