@@ -521,7 +521,7 @@ def dlq_list(reason: str | None, request_ids: tuple[str, ...], limit: int, confi
             rows.append([_age(one.age_s), str(one.delivery.receives), request_id, message_id, printable(one.reason)])
         _print_table(rows, ["age", "receives", "request id", "message id", "reason"])
     more = f", as many as --limit allows of about {size}" if len(found) == limit else ""
-    click.echo(f"{_messages(len(found))}{more}" if found or size else EMPTY, err=True)
+    click.echo(f"{_counted(len(found), 'message')}{more}" if found or size else EMPTY, err=True)
 
 
 @dlq.command("redrive")
@@ -614,14 +614,14 @@ def dlq_purge(reason: str | None, request_ids: tuple[str, ...], yes: bool, confi
 
     settings = _loaded(load, config)
     found = _sweeping("looking", look)
-    question = f"Drop {_messages(len(found))} of the dead-letter queue for ever?"
+    question = f"Drop {_counted(len(found), 'message')} of the dead-letter queue for ever?"
     if found and not yes and not click.confirm(question, err=True):
         _fail("nothing was dropped")
     gone = _sweeping("dropping", drop) if found else 0
     if as_json:
         _print_json({"purged": gone, "meant": len(found)})
     else:
-        click.echo(f"dropped {gone} of {_messages(len(found))}" if found else "nothing to drop")
+        click.echo(f"dropped {gone} of {_counted(len(found), 'message')}" if found else "nothing to drop")
     sys.exit(0 if gone == len(found) else 1)
 
 
@@ -770,31 +770,40 @@ def record(file: Path, minutes: float, every_s: float, config: Path | None, as_j
 
     settings = _loaded(load, config)
     frames = int(minutes * 60 / every_s) + 1
-    written = 0
-    missing: int | None = None
+    written = missing = 0
+    opened = False
     try:
-        with (
-            file.open("w", encoding="utf-8") as out,
-            _progress() as progress,
-        ):
+        with file.open("x", encoding="utf-8") as out, _progress() as progress:
+            opened = True
             bar = progress.add_task("recording", total=frames)
 
-            def wrote() -> None:
-                nonlocal written
+            def wrote(lacks_one: bool) -> None:
+                nonlocal written, missing
                 written += 1
+                missing += lacks_one
                 progress.advance(bar)
 
-            missing = _with_clients(
-                lambda clients: write(settings, clients, out, seconds=minutes * 60, every_s=every_s, wrote=wrote)
+            _with_clients(
+                lambda clients: write(
+                    settings, clients, out, seconds=minutes * 60, every_s=every_s, wrote=wrote, say=_say
+                )
             )
     except KeyboardInterrupt:
         click.echo("dispatcher: ended early", err=True)
+    except FileExistsError:
+        _fail(f"{file} exists: name another file, or remove it")
     except OSError as fault:
         _fail(f"{file}: {fault.strerror}")
+    finally:
+        if opened and not written:
+            file.unlink()
+    if not written:
+        _fail("nothing was recorded")
     if as_json:
         _print_json({"file": str(file), "frames": written, "frames_with_a_region_missing": missing})
     else:
-        click.echo(f"{written} frames in {file}" + (f"; {missing} lack a Region" if missing else ""))
+        lack = f"; {missing} lack a Region" if missing else ""
+        click.echo(f"{_counted(written, 'frame')} in {file}{lack}")
 
 
 def _advance(progress: Progress, bar: TaskID, completed: int) -> None:
@@ -855,8 +864,8 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _progress() -> Progress:

@@ -19,18 +19,25 @@ ATTEMPTS = 2
 
 
 async def record(
-    settings: Settings, clients: Clients, out: TextIO, *, seconds: float, every_s: float, wrote: Callable[[], None]
-) -> int:
-    """Write a line of JSON every so often; `wrote` hears of each. Return how many frames have a Region missing.
+    settings: Settings,
+    clients: Clients,
+    out: TextIO,
+    *,
+    seconds: float,
+    every_s: float,
+    wrote: Callable[[bool], None],
+    say: Callable[[str], None],
+) -> None:
+    """Write a line of JSON every so often; `wrote` hears whether a Region is missing in it.
 
-    Raises AwsError if the fleet's reports cannot be read at all.
+    `say` is told, once for each such Region, why. Raises AwsError if the fleet's reports cannot be read at all.
     """
     table = await clients.open("dynamodb", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
     fleet = FleetItem(settings.ledger_table, table, clients.clock)
     callers = {region: await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS) for region in settings.regions}
     sent = dict.fromkeys(settings.regions, 0)
     seen: Mapping[str, Report] = await fleet.look()
-    missing = 0
+    said: set[Region] = set()
     began = time.monotonic()
     for number in range(int(seconds / every_s) + 1):
         await asyncio.sleep(max(0.0, began + number * every_s - time.monotonic()))
@@ -49,11 +56,12 @@ async def record(
                 regions[region] = {"visible": depth.visible, "in_flight": depth.in_flight, "sent": sent[region]}
             elif not isinstance(depth, AwsError):
                 raise TypeError(f"no depth and no fault of AWS: {depth!r}")
-        missing += len(regions) < len(settings.regions)
+            elif region not in said:
+                said.add(region)
+                say(f"{region} cannot be read ({depth})")
         out.write(json.dumps({"at": round(time.time(), 3), "regions": regions}) + "\n")
         out.flush()
-        wrote()
-    return missing
+        wrote(len(regions) < len(settings.regions))
 
 
 def _more(before: Report | None, now: Report, region: Region) -> int:

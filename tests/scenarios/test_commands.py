@@ -332,9 +332,28 @@ async def test_what_is_recorded_of_a_live_system_can_be_simulated(world: World, 
     frames = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(frame["regions"].keys() == set(REGIONS) for frame in frames)
     assert 0 < sum(region["sent"] for region in frames[-1]["regions"].values()) <= 6 * rounds
+    before = file.read_text()
+    again = run("record", str(file), settings=settings)
+    assert (again.returncode, f"{file} exists" in again.stderr, file.read_text()) == (1, True, before)
     played = run("simulate", "recorded", "--file", str(file), "--json")
     assert played.returncode == 0, played.stderr
     assert json.loads(played.stdout)["policies"]["projected-wait"]["messages"] > 0
+
+
+def test_a_recording_names_at_once_and_once_each_region_that_it_lacks(
+    run: Run, provisioned: dict[str, str], tmp_path: Path
+) -> None:
+    file, regions = tmp_path / "live.jsonl", json.loads(provisioned["DISPATCHER_REGIONS"])
+    gone = {"DISPATCHER_REGIONS": json.dumps(regions | {"eu-west-1": regions["eu-west-1"] + "-gone"})}
+    said = run("record", str(file), "--minutes", "0.05", "--every", "2", settings=provisioned | gone)
+    assert said.stderr.count("eu-west-1 cannot be read (missing") == 1
+    assert said.stdout == f"2 frames in {file}; 2 lack a Region\n"
+
+
+def test_a_recording_that_cannot_begin_leaves_no_file(run: Run, provisioned: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "live.jsonl"
+    said = run("record", str(file), settings=provisioned | {"DISPATCHER_LEDGER_TABLE": "nothing"})
+    assert (said.returncode, file.exists()) == (1, False), said.stderr
 
 
 @pytest.mark.parametrize("end", ["produce", "workers"])
