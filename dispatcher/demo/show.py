@@ -132,6 +132,7 @@ class _Stage:
         self.tally = Tally()
         self.valid = {s.request_id for s in submissions if s.request_id}
         self.port = free_port()
+        self.page = f"http://127.0.0.1:{self.port}"
         self.status: dict[str, Any] = {}
         self.event = ""
         self.gpus: list[Gpus] = []
@@ -145,6 +146,7 @@ class _Stage:
             daemon = await self._start(resources)
             try:
                 await self._ready(http, daemon)
+                self.console.print(f"the page: {self.page} (it goes away at the end)")
                 view = stack.enter_context(_View(self))
                 async with asyncio.TaskGroup() as group:
                     await self._hire(resources, stack)
@@ -154,7 +156,7 @@ class _Stage:
                     await self._settled()
                     for task in background:
                         task.cancel()
-                status = await _get(http, f"http://127.0.0.1:{self.port}/status")
+                status = await _get(http, f"{self.page}/status")
                 view.update()
             finally:
                 exit_status = await self._stop(daemon)
@@ -190,7 +192,7 @@ class _Stage:
         for _ in range(300):
             if daemon.returncode is not None:
                 raise RuntimeError(f"the dispatcher ended at once:\n{self.log_file.read_text()[-2000:]}")
-            answer = await _get(http, f"http://127.0.0.1:{self.port}/readyz")
+            answer = await _get(http, f"{self.page}/readyz")
             if answer.get("ok"):
                 return
             await asyncio.sleep(0.1)
@@ -241,7 +243,7 @@ class _Stage:
 
     async def _watch(self, http: aiohttp.ClientSession, view: "_View") -> None:
         while True:
-            self.status = await _get(http, f"http://127.0.0.1:{self.port}/status") or self.status
+            self.status = await _get(http, f"{self.page}/status") or self.status
             view.update()
             await asyncio.sleep(0.25)
 
@@ -254,7 +256,8 @@ class _Stage:
             ended = self.status.get("totals", {})
             # a held delivery comes again; these three are the ends of a message
             settled = sum(ended.get(end, 0) for end in ("dispatched", "duplicate", "rejected")) >= len(self.submissions)
-            if served and rejected and settled and self.status.get("in_flight") == 0:
+            waiting = any(region["depth"] for region in self.status.get("regions", {}).values())  # as was read last
+            if served and rejected and settled and not waiting and self.status.get("in_flight") == 0:
                 return
             await asyncio.sleep(0.2)
 
@@ -345,7 +348,7 @@ class _View:
             )
 
     def _regions(self) -> Table:
-        table = Table("Region", "GPUs", "depth", "wait", "share", "health", "served", box=None, padding=(0, 2))
+        table = Table("Region", "GPUs", "depth", "wait", "share", "health", "served", box=None, padding=(0, 1))
         for gpus in self.stage.gpus:
             region = self.stage.status.get("regions", {}).get(gpus.region, {})
             share = float(region.get("share") or 0.0)

@@ -251,6 +251,7 @@ def test_the_demo_accounts_for_every_request(run: Run, kind: str) -> None:
     assert summary["duplicates_dropped"] == summary["duplicates_sent"]
     assert sum(summary["rejected"].values()) == summary["rejected_sent"]
     assert "Spot took" in shown.stderr
+    assert "the page: http://127.0.0.1:" in shown.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -273,6 +274,7 @@ async def test_a_demo_that_is_ended_leaves_no_process_behind(number: signal.Sign
         start_new_session=True,
     )
     assert demo.stdout
+    assert "the page: " in await asyncio.to_thread(demo.stdout.readline)
     assert "sent" in await asyncio.to_thread(demo.stdout.readline)
     assert left() == 3
     demo.send_signal(number)
