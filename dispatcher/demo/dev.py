@@ -13,7 +13,7 @@ from random import Random
 
 from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.demo.gpus import GPUS_EACH, Gpus, make_topic
+from dispatcher.demo.gpus import GPUS_EACH, Gpus, NoTopicError, make_topic
 from dispatcher.demo.traffic import traffic
 from dispatcher.demo.worker import Callbacks, Job
 from dispatcher.errors import AwsError, DispatcherError
@@ -97,18 +97,22 @@ async def produce(
 ) -> None:
     """Send requests at a steady rate until cancelled, duplicates and bad ones among them. Raises OnAwsError."""
     caller = await _home(settings, clients)
-    topic = await asyncio.to_thread(make_topic, Region(settings.home_region))
-    if topic is None:
-        say("no SNS here: the requests name no callback_sns_topic")
+    topic: str | None = None
+    try:
+        topic = await asyncio.to_thread(make_topic, Region(settings.home_region))
+    except NoTopicError as fault:
+        say(f"the requests name no callback_sns_topic: {fault}")
     sent = failed = 0
+    why = ""
 
     async def send(body: str) -> None:
-        nonlocal sent, failed
+        nonlocal sent, failed, why
         try:
             await queue.send(Outgoing(body, {}, None))
             sent += 1
-        except AwsError:
-            failed += 1  # said below: a producer goes on
+        except AwsError as fault:  # said below: a producer goes on
+            failed += 1
+            why = str(fault)
 
     async with SendingQueue(settings.master_queue_url, caller) as queue, asyncio.TaskGroup() as group:
         began = said = time.monotonic()
@@ -117,5 +121,5 @@ async def produce(
             now = time.monotonic()
             if now - said >= SAY_S:
                 said = now
-                say(f"sent {sent} messages" + (f", {failed} were not" if failed else ""))
+                say(f"messages sent: {sent}" + (f", not sent: {failed} ({why})" if failed else ""))
             await asyncio.sleep(max(0.0, began + (number + 1) / per_second - now))

@@ -84,10 +84,14 @@ class Gpus:
         return f"s3://inference-results/{job.request_id}.json"
 
 
-def make_topic(home: Region) -> str | None:
-    """Make the topic that clients are told by, on an emulator, or find it; return its ARN, or None without SNS."""
+class NoTopicError(Exception):
+    """Clients cannot be told of their results; the message says why."""
+
+
+def make_topic(home: Region) -> str:
+    """Make the topic that clients are told by, on an emulator, or find it; return its ARN. Raises NoTopicError."""
     try:
         made: Any = boto3.client("sns", region_name=home).create_topic(Name=TOPIC)
-    except (BotoCoreError, ClientError):
-        return None
+    except (BotoCoreError, ClientError) as fault:
+        raise NoTopicError(f"no topic could be made: {fault}") from fault
     return str(made["TopicArn"])

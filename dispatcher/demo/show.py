@@ -31,7 +31,7 @@ from dispatcher.aws.provision import Resources, provision
 from dispatcher.aws.regional import SendingQueue
 from dispatcher.clock import Clock
 from dispatcher.demo.cloud import Cloud, NoEmulatorError, embedded, free_port
-from dispatcher.demo.gpus import GPUS_EACH, Gpus, make_topic
+from dispatcher.demo.gpus import GPUS_EACH, Gpus, NoTopicError, make_topic
 from dispatcher.demo.traffic import Submission, traffic
 from dispatcher.demo.worker import Callbacks, Job
 from dispatcher.lifecycle import die_with_parent
@@ -113,9 +113,10 @@ async def demo(messages: int, seed: int, console: Console) -> dict[str, Any]:
                     "'make setup' installs MiniStack."
                 )
         with _environment(cloud):
-            topic = await asyncio.to_thread(make_topic, HOME)
-            if topic is None:
-                raise NoEmulatorError(f"{cloud.kind} has no SNS, by which clients are told")
+            try:
+                topic = await asyncio.to_thread(make_topic, HOME)
+            except NoTopicError as fault:
+                raise NoEmulatorError(f"{cloud.kind}: {fault}") from fault
             return await _Stage(cloud, traffic(messages, seed, topic), rate, seed, console, Path(folder)).play()
 
 

@@ -125,14 +125,11 @@ class Worker:
             if self._stopping.is_set():
                 raise InterruptedByStop
             job = Job(json.loads(message["Body"]), message["MessageId"], self._stopping)
-            result = self._results.find(job)
-            if result is None:
-                result = self._results.keep(job, self._serve(job))
-            if topic := job.request.get("callback_sns_topic"):
-                self._notify(topic, job.request_id, result)
-            self._sqs.delete_message(
-                QueueUrl=self._queue_url, ReceiptHandle=handle
-            )  # last: until now it may come again
+            try:
+                self._finish(job, handle)
+            except (BotoCoreError, ClientError) as fault:
+                topic = job.request.get("callback_sns_topic")
+                log.warning("request %s comes again; its topic is %s: %s", job.request_id, topic, fault)
         except InterruptedByStop:
             self._let_go(handle)
             self._hand_back(handle)
@@ -140,6 +137,14 @@ class Worker:
             log.exception("message %s was not served", message["MessageId"])
         finally:
             self._let_go(handle)
+
+    def _finish(self, job: Job, handle: str) -> None:
+        result = self._results.find(job)
+        if result is None:
+            result = self._results.keep(job, self._serve(job))
+        if topic := job.request.get("callback_sns_topic"):
+            self._notify(topic, job.request_id, result)
+        self._sqs.delete_message(QueueUrl=self._queue_url, ReceiptHandle=handle)  # last: until now it may come again
 
     def _let_go(self, handle: str) -> None:
         with self._changed:
