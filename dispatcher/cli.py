@@ -89,7 +89,7 @@ def run(config: Path | None) -> None:
 
         uvloop.run(app.run(settings, traced=traced))
     except DispatcherError as fault:
-        _fail(str(fault))
+        _fail(_said(fault))
     except Exception:
         logs.log.exception("process.failed")
         sys.exit(1)
@@ -257,6 +257,7 @@ def submit(
     Example: generate | dispatcher submit - --journal today.sent
     """
     from dispatcher.commands import submit as submission
+    from dispatcher.commands.advice import explained
 
     settings = _loaded(load, config)
     if file is None and count is None:
@@ -306,8 +307,12 @@ def submit(
             _fail(f"ended early: {sent} of {total - left_out} were sent{rest}")
     if not failed:
         written.finish()
-    for line in failed[:FAULTS_SHOWN]:
-        click.echo(f"dispatcher: {line}", err=True)
+    alike: dict[str, list[int]] = {}
+    for number, refusal in failed:
+        why = explained(refusal, f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL")
+        alike.setdefault(why, []).append(number)
+    for why, numbers in list(alike.items())[:FAULTS_SHOWN]:
+        click.echo(f"dispatcher: {_listed(numbers)}: {why}", err=True)
     if unwritten:
         click.echo(f"dispatcher: the journal {journal} could not be written ({unwritten}): it lacks some", err=True)
     if as_json:
@@ -386,6 +391,7 @@ def status(request_id: str | None, watch: bool, every_s: float, config: Path | N
     Example: dispatcher status --watch
     Example: dispatcher status req-4be6d9a1
     """
+    from dispatcher.commands.advice import naming
     from dispatcher.commands.status import Look
 
     settings = _loaded(load, config)
@@ -397,13 +403,15 @@ def status(request_id: str | None, watch: bool, every_s: float, config: Path | N
         while True:
             try:
                 if request_id is not None:
-                    known = _show_request(request_id, await look.request(request_id), as_json, watch)
+                    with naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
+                        item = await look.request(request_id)
+                    known = _show_request(request_id, item, as_json, watch)
                 else:
                     known = _show_regions(settings, await look.regions(), as_json, watch)
-            except AwsError as fault:
+            except DispatcherError as fault:
                 if not watch:
                     raise
-                _say(f"dispatcher: {fault}")
+                _say(f"dispatcher: {_said(fault)}")
                 known = False
             if not watch:
                 return known
@@ -836,8 +844,14 @@ def _with_clients(work: Callable[[Any], Any], *, patience: str = "") -> Any:
 
     try:
         return asyncio.run(inside())
-    except (AwsError, DispatcherError) as fault:
-        _fail(str(fault))
+    except DispatcherError as fault:
+        _fail(_said(fault))
+
+
+def _said(fault: DispatcherError) -> str:
+    from dispatcher.commands.advice import explained
+
+    return explained(fault) if isinstance(fault, AwsError) else str(fault)
 
 
 def _until_stopped(work: Callable[[Any], Any]) -> None:
@@ -862,6 +876,11 @@ def _or_any(seed: int | None) -> int:
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _listed(lines: list[int]) -> str:
+    more = f" and {len(lines) - FAULTS_SHOWN} more" if len(lines) > FAULTS_SHOWN else ""
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:FAULTS_SHOWN]))}{more}"
 
 
 def _counted(count: int, thing: str) -> str:

@@ -15,6 +15,7 @@ from dispatcher.aws.clients import Caller, Clients
 from dispatcher.aws.ledger import PROBE_KEY
 from dispatcher.aws.queues import read_attributes, redrive_target
 from dispatcher.clock import Clock
+from dispatcher.commands.advice import NO_PERMISSION, advice, is_no_permission
 from dispatcher.errors import AwsError, Cause
 from dispatcher.model import Region
 from dispatcher.settings import Settings, region_of
@@ -43,7 +44,6 @@ _MEANT = (
     "ValidationException",
 )
 """The refusals that were asked for: authorisation comes first, so it was passed."""
-_NO_PERMISSION = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
 class Level(StrEnum):
@@ -110,7 +110,7 @@ async def _master(settings: Settings, call: Caller) -> Findings:
     try:
         attributes = await read_attributes(call, url, ["All"])
     except AwsError as fault:
-        if not _is_no_permission(fault):  # said already, and nothing else can be
+        if not is_no_permission(fault):  # said already, and nothing else can be
             return
     yield await _may_receive(what, call, url)
     if attributes is not None:
@@ -172,7 +172,7 @@ async def _queue(call: Caller, what: str, url: str, batches: list[str]) -> Findi
         attributes = await read_attributes(call, url, ["All"])
     except AwsError as fault:
         yield _failed(what, fault, "get_queue_attributes", url)
-        if not _is_no_permission(fault):
+        if not is_no_permission(fault):
             return
     else:
         if attributes.get("FifoQueue") == "true":
@@ -225,7 +225,7 @@ async def _ledger(settings: Settings, call: Caller) -> Findings:
         described: Mapping[str, Any] = (await call("describe_table", TableName=table))["Table"]
     except AwsError as fault:
         yield _failed("ledger", fault, "describe_table", table)
-        if not _is_no_permission(fault):
+        if not is_no_permission(fault):
             return
     else:
         yield _key(table, described)
@@ -276,7 +276,7 @@ async def _member(call: Caller, statement: Mapping[str, Any]) -> None:
     answer = await call("batch_execute_statement", Statements=[statement])
     for member in answer.get("Responses") or []:
         code = (member.get("Error") or {}).get("Code", "")
-        if code in _NO_PERMISSION:
+        if code in NO_PERMISSION:
             raise AwsError(Cause.DENIED, code, code)
 
 
@@ -295,11 +295,6 @@ def _clock(clock: Clock) -> Finding:
     return Finding(Level.FAIL, what, f"{detail}: AWS refuses what it signs", "synchronise it (NTP)")
 
 
-def _is_no_permission(fault: AwsError) -> bool:
-    """This call is not allowed; others may be."""
-    return fault.cause is Cause.DENIED and fault.code in _NO_PERMISSION
-
-
 async def _allowed(what: str, operation: str, asking: Awaitable[Any]) -> Finding:
     what = f"{what}: {operation}"
     try:
@@ -313,33 +308,9 @@ async def _allowed(what: str, operation: str, asking: Awaitable[Any]) -> Finding
 
 
 def _failed(what: str, fault: AwsError, operation: str, resource: str = "") -> Finding:
-    detail, todo = _advice(fault, _ACTIONS.get(operation) or f"dynamodb:{_pascal(operation)}")
+    detail, todo = advice(fault, _ACTIONS.get(operation) or f"dynamodb:{_pascal(operation)}")
     named = f"{resource}: " if resource else ""
     return Finding(Level.FAIL, what, f"{named}{detail} ({fault})", todo)
-
-
-def _advice(fault: AwsError, action: str) -> tuple[str, str]:
-    """Return what a fault means, and what to do about it."""
-    match fault.cause:
-        case Cause.MISSING:
-            return "it does not exist", "check the setting, the account and the Region, or create it (Terraform; init)"
-        case Cause.DENIED if _is_no_permission(fault):
-            todo = f"allow {action} on it to the role"
-            if "PartiQL" in action:
-                todo += ", or set DISPATCHER_LEDGER_BATCHING=false"
-            return f"{action} is not allowed", todo
-        case Cause.DENIED if fault.code.upper().startswith("KMS"):
-            return "its key may not be used", "allow kms:Decrypt and kms:GenerateDataKey on the key to the role"
-        case Cause.DENIED:
-            todo = "check AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the task role, and the clock"
-            return "AWS does not take these credentials", todo
-        case Cause.UNREACHABLE:
-            return "it cannot be reached", "check AWS_ENDPOINT_URL, DNS, proxy, routes and VPC endpoints"
-        case Cause.AMBIGUOUS:
-            return "it does not answer", "check that AWS_ENDPOINT_URL is AWS or an emulator, and try again"
-        case Cause.THROTTLED:
-            return "it is throttled", "try again; if that lasts, raise the account's limits"
-    return "it refuses", "see AWS's own words, in brackets"
 
 
 def _pascal(operation: str) -> str:

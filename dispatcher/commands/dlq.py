@@ -8,8 +8,8 @@ after the ledger proved that its request was dispatched, or because the operator
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from dispatcher.aws.ledger import PROBE_KEY, read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
+from dispatcher.commands.advice import naming
 from dispatcher.errors import AwsError, DispatcherError, PoisonError
 from dispatcher.model import Attribute, Delivery, Message, Outgoing, Region
 from dispatcher.policy.claims import State
@@ -36,10 +37,6 @@ BY_SQS = "received too often without an end: SQS moved it here"
 
 class NoDeadLetterQueueError(DispatcherError):
     """There is none to look into."""
-
-
-class UnusableError(DispatcherError):
-    """A queue or table is not there, or may not be used; the message says which, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +136,13 @@ async def opened(settings: Settings, clients: Clients) -> AsyncIterator[Mailbox]
     caller = await clients.open("sqs", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
     url = settings.dead_letter_queue_url
     if url is None:
-        with _naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
+        with naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
             url = await redrive_target(caller, settings.master_queue_url)
     if url is None:
         raise NoDeadLetterQueueError(
             "the master queue has no redrive policy, and DISPATCHER_DEAD_LETTER_QUEUE_URL is not set"
         )
-    with _naming(f"the dead-letter queue {url}", "DISPATCHER_DEAD_LETTER_QUEUE_URL"):
+    with naming(f"the dead-letter queue {url}", "DISPATCHER_DEAD_LETTER_QUEUE_URL"):
         size = (await read_depth(caller, url)).visible
     async with MasterQueue(url, caller, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
         yield Mailbox(queue, size)
@@ -268,21 +265,12 @@ async def redriving(
         mailbox = await stack.enter_async_context(opened(settings, clients))
         caller = await clients.open("sqs", home, pool=POOL, attempts=ATTEMPTS)
         table = await clients.open("dynamodb", home, pool=POOL, attempts=ATTEMPTS)
-        with _naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
+        with naming(f"the master queue {settings.master_queue_url}", "DISPATCHER_MASTER_QUEUE_URL"):
             await read_depth(caller, settings.master_queue_url)
-        with _naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
+        with naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
             await read_item(table, settings.ledger_table, PROBE_KEY)
         master = await stack.enter_async_context(SendingQueue(settings.master_queue_url, caller))
         yield Redrive(mailbox, master, table, settings, clients, wanted, again, per_second)
-
-
-@contextmanager
-def _naming(what: str, variable: str) -> Iterator[None]:
-    """Say what it was that AWS has a fault to tell of."""
-    try:
-        yield
-    except AwsError as fault:
-        raise UnusableError(f"{what} cannot be used ({fault}); check {variable}, or the permissions") from fault
 
 
 def _without_contents(delivery: Delivery) -> Delivery:

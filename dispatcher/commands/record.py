@@ -9,6 +9,7 @@ from typing import TextIO
 from dispatcher.aws.clients import Clients
 from dispatcher.aws.fleet import FleetItem
 from dispatcher.aws.queues import read_depths
+from dispatcher.commands.advice import explained, naming
 from dispatcher.errors import AwsError
 from dispatcher.model import Depth, Region
 from dispatcher.policy.fleet import Report
@@ -30,13 +31,14 @@ async def record(
 ) -> None:
     """Write a line of JSON every so often; `wrote` hears whether a Region is missing in it.
 
-    `say` is told, once for each such Region, why. Raises AwsError if the fleet's reports cannot be read at all.
+    `say` is told, once for each such Region, why. Raises UnusableError if the fleet's reports cannot be read at all.
     """
     table = await clients.open("dynamodb", Region(settings.home_region), pool=POOL, attempts=ATTEMPTS)
     fleet = FleetItem(settings.ledger_table, table, clients.clock)
     callers = {region: await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS) for region in settings.regions}
     sent = dict.fromkeys(settings.regions, 0)
-    seen: Mapping[str, Report] = await fleet.look()
+    with naming(f"the table {settings.ledger_table}", "DISPATCHER_LEDGER_TABLE"):
+        seen: Mapping[str, Report] = await fleet.look()
     said: set[Region] = set()
     began = time.monotonic()
     for number in range(int(seconds / every_s) + 1):
@@ -58,7 +60,7 @@ async def record(
                 raise TypeError(f"no depth and no fault of AWS: {depth!r}")
             elif region not in said:
                 said.add(region)
-                say(f"{region} cannot be read ({depth})")
+                say(explained(depth, f"{region} cannot be read", f"DISPATCHER_REGIONS[{region}]"))
         out.write(json.dumps({"at": round(time.time(), 3), "regions": regions}) + "\n")
         out.flush()
         wrote(len(regions) < len(settings.regions))

@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from random import SystemRandom
 
 from dispatcher.aws.clients import Clients
 from dispatcher.aws.regional import SendingQueue
-from dispatcher.errors import AwsError, ConfigurationError, LeaseTooShortError, PoisonError
+from dispatcher.errors import AwsError, ConfigurationError, PoisonError
 from dispatcher.model import Attribute, Outgoing, Region
 from dispatcher.policy.decode import GENERATION, decode
 from dispatcher.policy.envelope import BYTES_MAX, size_of
@@ -153,8 +154,8 @@ async def submit(
     *,
     generation: int,
     sent: Callable[[str], None],
-) -> list[str]:
-    """Send the numbered bodies; return the faults of those that were not. `sent` hears of each that was.
+) -> list[tuple[int, AwsError]]:
+    """Send the numbered bodies; return the numbers of those that were not, and why. `sent` hears of each that was.
 
     `generation`: above 0, requests that were dispatched under a lower one are dispatched once more, on purpose.
     """
@@ -162,14 +163,14 @@ async def submit(
     caller = await clients.open("sqs", region, pool=POOL, attempts=ATTEMPTS)
     attributes = _attributes(generation)
     room = asyncio.Semaphore(IN_HAND)
-    faults: list[tuple[int, str]] = []
+    faults: list[tuple[int, AwsError]] = []
 
     async def one(queue: SendingQueue, number: int, body: str) -> None:
         try:
             await queue.send(Outgoing(body, attributes, None))
             sent(body)
-        except (AwsError, LeaseTooShortError) as fault:
-            faults.append((number, f"line {number}: {fault}"))
+        except AwsError as fault:
+            faults.append((number, fault))
         finally:
             room.release()
 
@@ -177,4 +178,4 @@ async def submit(
         for number, body in bodies:
             await room.acquire()
             group.create_task(one(queue, number, body))
-    return [fault for _, fault in sorted(faults)]
+    return sorted(faults, key=itemgetter(0))

@@ -97,7 +97,8 @@ async def test_a_submission_that_was_cut_off_goes_on_where_it_was(world: World, 
     said = json.loads(first.stdout)
     assert said["failed"] == 10
     assert said["sent"] == 31
-    assert first.stderr.count("dispatcher: line ") == 10 + 1
+    ((lines, _),) = re.findall(r"^dispatcher: lines ([0-9, ]+): (the master queue .*)", first.stderr, re.MULTILINE)
+    assert len(lines.split(", ")) == 10
     assert "line 41: has the request_id of line 1: it will be dropped as a duplicate" in first.stderr
     with file.open("a") as more:  # what is added meanwhile is sent, too
         more.write(request("late") + "\n")
@@ -348,7 +349,7 @@ def test_a_recording_names_at_once_and_once_each_region_that_it_lacks(
     file, regions = tmp_path / "live.jsonl", json.loads(provisioned["DISPATCHER_REGIONS"])
     gone = {"DISPATCHER_REGIONS": json.dumps(regions | {"eu-west-1": regions["eu-west-1"] + "-gone"})}
     said = run("record", str(file), "--minutes", "0.05", "--every", "2", settings=provisioned | gone)
-    assert said.stderr.count("eu-west-1 cannot be read (missing") == 1
+    assert said.stderr.count("eu-west-1 cannot be read: it does not exist (missing: ") == 1
     assert said.stdout == f"2 frames in {file}; 2 lack a Region\n"
 
 
@@ -356,6 +357,8 @@ def test_a_recording_that_cannot_begin_leaves_no_file(run: Run, provisioned: dic
     file = tmp_path / "live.jsonl"
     said = run("record", str(file), settings=provisioned | {"DISPATCHER_LEDGER_TABLE": "nothing"})
     assert (said.returncode, file.exists()) == (1, False), said.stderr
+    assert "the table nothing: it does not exist (missing: " in said.stderr
+    assert "check DISPATCHER_LEDGER_TABLE" in said.stderr
 
 
 @pytest.mark.parametrize("end", ["produce", "workers"])

@@ -138,11 +138,12 @@ def test_without_a_dead_letter_queue_it_says_what_to_do(run: Run) -> None:
         "DISPATCHER_REGIONS": '{"us-east-1": "http://127.0.0.1:4566/000000000000/regional"}',
         "DISPATCHER_LEDGER_TABLE": "ledger",
     }
+    master = settings["DISPATCHER_MASTER_QUEUE_URL"]
     for command in (["list"], ["redrive"], ["purge", "--yes"]):
         said = run("dlq", *command, settings=settings)
         assert said.returncode == 1
         (line,) = said.stderr.splitlines()
-        assert line.startswith("dispatcher: the master queue http://127.0.0.1:4566/000000000000/nowhere cannot be used")
+        assert line.startswith(f"dispatcher: the master queue {master}: it does not exist (missing: ")
         assert "check DISPATCHER_MASTER_QUEUE_URL" in line
     gone = {"DISPATCHER_DEAD_LETTER_QUEUE_URL": settings["DISPATCHER_MASTER_QUEUE_URL"] + "-dlq"}
     said = run("dlq", "list", settings=settings | gone)

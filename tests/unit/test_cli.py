@@ -95,8 +95,19 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["submit", "--count", "1", "--journal", "x"], {}, 2, "--journal is for"),
     (["submit", "-", "--journal", "/nowhere/journal"], {}, 1, "the journal /nowhere/journal cannot be written"),
     (["status", ""], {}, 2, "a request id has"),
-    (["status", "x"], {}, 1, "unreachable"),
-    (["status", "x"], {"AWS_ENDPOINT_URL": "nonsense"}, 1, "Invalid endpoint: nonsense"),
+    (["status", "x"], {}, 1, "the table t: it cannot be reached (unreachable: "),
+    (["status", "x"], {"AWS_ENDPOINT_URL": "nonsense"}, 1, "AWS_ENDPOINT_URL is no URL (refused: "),
+    (["status", "x"], {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "begin it with http:// or https://"),
+    (["run"], {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "AWS_ENDPOINT_URL is no URL"),
+    (["init"], {}, 1, "check AWS_ENDPOINT_URL, DNS, proxy"),
+    (
+        ["submit", "--count", "1"],
+        {},
+        1,
+        "dispatcher: line 1: the master queue http://127.0.0.1:9",
+    ),
+    (["submit", "--count", "25"], {}, 1, "18, 19, 20 and 5 more: the master queue"),
+    (["dlq", "list"], {}, 1, "the master queue http://127.0.0.1:9/000000000000/m: it cannot be reached"),
     (["status", "x"], {"AWS_PROFILE": "nobody", "AWS_CONFIG_FILE": "/nowhere"}, 1, "profile (nobody)"),
     (["dlq", "redrive", "--rate", "nan"], {}, 2, "--rate"),
     (["dlq", "list", "--id", ""], {}, 2, "is empty"),
@@ -119,6 +130,7 @@ def test_a_user_s_mistake_ends_with_a_line_that_says_so_and_never_a_traceback(
     assert isinstance(ended.exception, SystemExit | None), ended.exception
     assert (ended.exit_code, said in ended.stderr) == (status, True), ended.output
     assert "Traceback" not in ended.output
+    assert ended.stderr.count("unreachable: ") <= 1
 
 
 @contextmanager

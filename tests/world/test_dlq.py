@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dispatcher.commands.advice import UnusableError
 from dispatcher.commands.dlq import (
     BY_SQS,
     Fate,
     Letter,
     NoDeadLetterQueueError,
-    UnusableError,
     Wanted,
     look,
     opened,
