@@ -73,8 +73,7 @@ def run(config: Path | None) -> None:
     """
     settings = _loaded(load, config)
     traced = _loaded(lambda _: traces_wanted(), None)
-    for name in unknown_variables():
-        click.echo(f"dispatcher: {name} is not a setting; it is ignored", err=True)
+    _name_unknown()
     import uvloop
 
     from dispatcher.telemetry import logs
@@ -210,6 +209,7 @@ def check(config: Path | None, as_json: bool) -> None:
     from dispatcher.commands.check import check as look
 
     settings = _loaded(load, config)
+    _name_unknown()
 
     async def all_of_it(clients: Any) -> list[Finding]:
         findings = []
@@ -825,6 +825,11 @@ def _loaded[S](loader: Callable[[Path | None], S], config: Path | None, *, statu
         for line in fault.faults:
             click.echo(f"dispatcher: {line}", err=True)
         sys.exit(status)
+
+
+def _name_unknown() -> None:
+    for name in unknown_variables():
+        _say(f"dispatcher: {name} is not a setting; it is ignored")
 
 
 def _with_clients(work: Callable[[Any], Any], *, patience: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal
@@ -24,7 +25,9 @@ def tell_warnings_to(hears: Callable[[Mapping[str, Any]], None]) -> None:
 def configure(level: str, style: Literal["json", "console"] | None) -> None:
     """Send log lines to standard error; style None: console on a terminal, JSON otherwise."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    console = sys.stderr.isatty() if style is None else style == "console"
+    terminal = sys.stderr.isatty()
+    console = terminal if style is None else style == "console"
+    shown = structlog.dev.ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR"))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -32,7 +35,7 @@ def configure(level: str, style: Literal["json", "console"] | None) -> None:
             _tell,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            *([_printable, structlog.dev.ConsoleRenderer()] if console else [structlog.processors.JSONRenderer()]),
+            *([_printable, shown] if console else [structlog.processors.JSONRenderer()]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),

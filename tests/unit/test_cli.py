@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from dispatcher import __version__
+from dispatcher.__main__ import main as started
 from dispatcher.cli import main
 
 CONTRACT = {"run", "demo", "healthcheck", "init", "check", "submit", "status", "dlq", "simulate"}
@@ -87,6 +88,7 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["check", "--config", "/nowhere.toml"], {}, 2, "/nowhere.toml: cannot be read"),
     (["check"], {"DISPATCHER_LEDGER_TABLE": ""}, 2, "DISPATCHER_LEDGER_TABLE: is required"),
     (["healthcheck"], {"DISPATCHER_HTTP_PORT": "x"}, 1, "DISPATCHER_HTTP_PORT: "),
+    (["check"], {"DISPATCHER_POLERS": "9"}, 1, "DISPATCHER_POLERS is not a setting; it is ignored"),
     (["submit"], {}, 2, "say what to send"),
     (["submit", "-", "--count", "3"], {}, 2, "exclude each other"),
     (["submit", "/nowhere.jsonl"], {}, 2, "does not exist"),
@@ -192,6 +194,18 @@ def test_colours_are_for_terminals_and_only_for_who_wants_them(no_color: str, ex
     os.close(theirs)
     assert b"cannot be reached" in seen
     assert (b"\x1b[31mFAIL" in seen) is expected
+
+
+def test_an_interrupt_while_it_is_imported_ends_it_as_any_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "dispatcher.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dispatcher.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit, match="Aborted!"):
+        started()
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:

@@ -63,6 +63,19 @@ def test_nothing_on_a_console_commands_the_terminal_or_looks_like_a_line_of_ours
     assert "forged" in line, "spelt out, on the line where it belongs"
 
 
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_a_console_s_colours_are_for_terminals_and_for_who_wants_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool, no_color: str, coloured: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    logs.configure("info", "console")
+    structlog.get_logger().warning("a.line")
+    assert ("\x1b[" in capsys.readouterr().err) is coloured
+
+
 @pytest.mark.parametrize("style", ["json", "console"])
 def test_an_exception_of_a_library_stays_with_its_line(capsys: pytest.CaptureFixture[str], style: str) -> None:
     logs.configure("info", style)  # type: ignore[arg-type]  # a parameter is any text
