@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -37,6 +36,7 @@ BAD_CONFIGURATION = 2
 HEALTHCHECK_S = 3.0
 FAULTS_SHOWN = 20
 PATIENCE_S = 1.0
+PIECE = 65536
 WIDTH = 110  # of lines that go to a file
 
 _config = click.option(
@@ -330,14 +330,17 @@ def _lines(file: Path | None) -> Iterator[Any]:
         plain = file is not None and file.is_file()
         source: Any = file.open("rb") if file and plain else tempfile.TemporaryFile()  # noqa: SIM115  closed below
         if file is not None and not plain:
-            with sys.stdin.buffer if str(file) == "-" else file.open("rb") as pipe:
-                shutil.copyfileobj(pipe, source)
+            if str(file) == "-" and sys.stdin.isatty():
+                _say("dispatcher: type one JSON object a line; Ctrl-D ends them")
+            pipe: Any = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+            with pipe:
+                source.writelines(iter(partial(pipe.read1, PIECE), b""))  # one Ctrl-D ends it; read would want two
             source.seek(0)
     except OSError as fault:
         _fail(f"{file}: {fault.strerror or fault}")
     with source:
         try:
-            yield io.TextIOWrapper(source, encoding="utf-8", errors="strict", newline="\n")
+            yield io.TextIOWrapper(source, encoding="utf-8-sig", errors="strict", newline="\n")
         except UnicodeDecodeError as wrong:
             _fail(f"{file} is not UTF-8: {wrong}; nothing was sent")
 
@@ -370,7 +373,8 @@ def _validated(requests: Iterable[tuple[int, str]], written: Any, progress: Prog
         click.echo(f"dispatcher: {fault}", err=True)
     if faults:
         more = f" ({len(faults) - FAULTS_SHOWN} more are not shown)" if len(faults) > FAULTS_SHOWN else ""
-        _fail(f"{len(faults)} of {total} requests are not valid{more}; none was sent")
+        how = "; each line must be one JSON object" if any("JSON" in fault for fault in faults) else ""
+        _fail(f"{len(faults)} of {total} requests are not valid{more}; none was sent{how}")
     return total, left_out
 
 

@@ -102,7 +102,7 @@ def _json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as fault:
-        raise ValueError(f"must be JSON: {fault}") from fault
+        raise ValueError(f'must be JSON, such as {{"us-east-1": "URL of its queue"}}: {fault}') from fault
 
 
 def _region(value: Any) -> Any:
@@ -274,6 +274,10 @@ def _line(error: Any) -> str:
         return f"{where}{hint}: is required and not set"
     if error["type"] == "extra_forbidden":
         return f"{where}: is not known; a Region has {', '.join(RegionSettings.model_fields)}"
+    if error["type"] in ("bool_parsing", "bool_type"):
+        return f"{where}: must be true or false"
+    if error["type"] == "too_short" and field == "http_token":
+        return f"{where}: must have {error['ctx']['min_length']} characters or more"
     return f"{where}: {said}"
 
 

@@ -83,7 +83,8 @@ def classify(fault: BaseException) -> AwsError:
     """Return what became of a call that raised `fault`."""
     if isinstance(fault, ClientError):
         return _answered(fault.response)
-    detail = f"{type(fault).__name__}: {fault}"
+    said = str(fault) or ("no answer in time" if isinstance(fault, TimeoutError) else "it says no more")
+    detail = f"{type(fault).__name__}: {said}"
     if isinstance(fault, aiohttp.ClientResponseError):  # a proxy's; in full it names the proxy, password and all
         detail = f"{type(fault).__name__}: {fault.status} {fault.message}"
     if isinstance(fault, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):

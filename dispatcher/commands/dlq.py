@@ -6,7 +6,6 @@ after the ledger proved that its request was dispatched, or because the operator
 """
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -18,6 +17,7 @@ from dispatcher.aws.ledger import PROBE_KEY, read_item
 from dispatcher.aws.master import MasterQueue
 from dispatcher.aws.queues import read_depth, redrive_target
 from dispatcher.aws.regional import SendingQueue
+from dispatcher.clock import Clock
 from dispatcher.commands.advice import naming
 from dispatcher.errors import AwsError, DispatcherError, PoisonError
 from dispatcher.model import Attribute, Delivery, Message, Outgoing, Region
@@ -100,8 +100,9 @@ MEANING = {
 class Mailbox:
     """The dead-letter queue, open to be swept."""
 
-    def __init__(self, queue: MasterQueue, size: int) -> None:
+    def __init__(self, queue: MasterQueue, size: int, clock: Clock) -> None:
         self.queue = queue
+        self._clock = clock  # SQS's
         self.size = size  # about
         self._held: dict[str, Delivery] = {}  # by message id: what is to be made visible again
 
@@ -118,7 +119,7 @@ class Mailbox:
                 if known:  # it takes longer than they are hidden
                     await asyncio.gather(*(self.queue.keep_invisible(d, HIDDEN_LONG_S) for d in known))
                 if new:
-                    yield [_letter(delivery) for delivery in new]
+                    yield [_letter(delivery, self._clock.now()) for delivery in new]
         finally:
             left = self._held.values()
             await asyncio.gather(*(self.queue.keep_invisible(d, 0) for d in left), return_exceptions=True)
@@ -145,7 +146,7 @@ async def opened(settings: Settings, clients: Clients) -> AsyncIterator[Mailbox]
     with naming(f"the dead-letter queue {url}", "DISPATCHER_DEAD_LETTER_QUEUE_URL"):
         size = (await read_depth(caller, url)).visible
     async with MasterQueue(url, caller, caller, wait_s=WAIT_S, visibility_s=HIDDEN_S) as queue:
-        yield Mailbox(queue, size)
+        yield Mailbox(queue, size, clients.clock)
 
 
 async def look(mailbox: Mailbox, wanted: Wanted, *, most: int, seen: Callable[[int], None]) -> list[Letter]:
@@ -277,11 +278,11 @@ def _without_contents(delivery: Delivery) -> Delivery:
     return delivery._replace(body="", attributes={})
 
 
-def _letter(delivery: Delivery) -> Letter:
+def _letter(delivery: Delivery, now: float) -> Letter:
     reason = delivery.attributes.get(REASON)
     return Letter(
         delivery,
         request_id_of(delivery.body),
         str(reason.value) if reason else BY_SQS,
-        max(0.0, time.time() - delivery.sent_at),
+        max(0.0, now - delivery.sent_at),
     )

@@ -187,7 +187,7 @@ def test_lines_come_from_pipes_too_and_what_sqs_refuses_is_said_before_anything_
     provisioned: dict[str, str], run: Run, tmp_path: Path, ministack: Cloud
 ) -> None:
     file = tmp_path / "r.jsonl"
-    file.write_bytes(("\r\n".join(requests(3))).encode())
+    file.write_bytes(("\ufeff" + "\r\n".join(requests(3))).encode())  # as Windows' editors save it
     piped = f"{sys.executable} -m dispatcher submit --json <(cat {file})"
     environment = {**os.environ, **ministack.environment, **provisioned}
     sent = subprocess.run(["bash", "-c", piped], env=environment, capture_output=True, text=True, timeout=100)

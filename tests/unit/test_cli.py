@@ -196,6 +196,21 @@ def test_colours_are_for_terminals_and_only_for_who_wants_them(no_color: str, ex
     assert (b"\x1b[31mFAIL" in seen) is expected
 
 
+def test_a_submission_typed_in_says_what_it_waits_for() -> None:
+    import pty
+
+    theirs, ours = pty.openpty()
+    os.write(theirs, b'{\n"request_id": "r"}\n\x04')
+    argv = [sys.executable, "-m", "dispatcher", "submit", "-"]
+    ended = subprocess.run(
+        argv, env={**os.environ, **SETTINGS}, stdin=ours, capture_output=True, text=True, timeout=100
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert "type one JSON object a line" in ended.stderr
+    assert "none was sent; each line must be one JSON object" in ended.stderr
+
+
 def test_an_interrupt_while_it_is_imported_ends_it_as_any_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting:
         def find_spec(self, name: str, *_: object) -> None:

@@ -98,6 +98,10 @@ def test_what_may_have_been_done_is_ambiguous(fault: Exception) -> None:
     assert known.cause is Cause.AMBIGUOUS
 
 
+def test_a_fault_without_a_word_gets_one() -> None:
+    assert str(classify(TimeoutError())) == "ambiguous: TimeoutError: no answer in time"
+
+
 def test_the_answer_and_its_code_are_kept_for_who_asks() -> None:
     fault = answered("ConditionalCheckFailedException", 400)
     known = classify(fault)

@@ -267,6 +267,22 @@ def test_a_bad_value_is_one_line_that_names_its_variable(environment: SetAll, va
     assert variable in line
 
 
+@pytest.mark.parametrize(
+    ("variable", "bad", "said"),
+    [
+        ("HTTP_TOKEN", "too short", "must have 16 characters or more"),
+        ("RESCUE", "sometimes", "must be true or false"),
+        ("REGIONS", "us-east-1", 'such as {"us-east-1": '),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said_in_plain_words(
+    environment: SetAll, variable: str, bad: str, said: str
+) -> None:
+    environment(**{f"DISPATCHER_{variable}": bad})
+    (line,) = faults()
+    assert said in line
+
+
 def test_a_token_is_never_shown(environment: SetAll) -> None:
     environment(DISPATCHER_HTTP_TOKEN="secret")
     assert not any("secret" in line for line in faults())

@@ -338,5 +338,6 @@ def test_a_letter_of_any_kind_can_be_shown() -> None:
     from dispatcher.commands.dlq import _letter
 
     for text in ("", "{", "[" * 100000, '"\ud800"', '{"request_id": 7}', '{"request_id": "\\u001b[31m"}', "1" * 5000):
-        values = _letter(Delivery("m", "r", text, {}, None, 0.0, 1)).values
+        values = _letter(Delivery("m", "r", text, {}, None, 900.0, 1), 1000.0).values
+        assert values["age_seconds"] == 100
         assert values["request_id"] in (None, "\x1b[31m")
