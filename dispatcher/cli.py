@@ -94,7 +94,7 @@ def run(config: Path | None) -> None:
         sys.exit(1)
 
 
-@main.command()
+@main.command(short_help="Show the whole system at work on this machine.")
 @click.option("--requests", "messages", type=click.IntRange(min=1), default=2000, show_default=True, help="To send.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same messages.")
 @_json
@@ -152,7 +152,7 @@ def healthcheck(config: Path | None, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-@main.command()
+@main.command(short_help="Create queues and table on an emulator; print the settings.")
 @click.option("--name", default="dispatcher", show_default=True, help="Every name created begins with it.")
 @click.option("--home-region", default="us-east-1", show_default=True, help="Of the master queue and the table.")
 @click.option("--regions", default="us-east-1,us-west-2,eu-west-1", show_default=True, help="Separated by commas.")
@@ -196,7 +196,7 @@ def init(name: str, home_region: str, regions: str, yes: bool, as_json: bool) ->
             click.echo(f"export {variable}='{value}'")
 
 
-@main.command()
+@main.command(short_help="Look at every resource and say what to do; changes nothing.")
 @_config
 @_json
 def check(config: Path | None, as_json: bool) -> None:
@@ -233,7 +233,7 @@ def check(config: Path | None, as_json: bool) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-@main.command()
+@main.command(short_help="Validate requests and send them to the master queue.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True, exists=True), required=False)
 @click.option("--count", type=click.IntRange(min=1), help="Send that many made-up requests instead of a file.")
 @click.option("--again", is_flag=True, help="Dispatch requests that were dispatched before once more, on purpose.")
@@ -378,7 +378,7 @@ def _validated(requests: Iterable[tuple[int, str]], written: Any, progress: Prog
     return total, left_out
 
 
-@main.command()
+@main.command(short_help="Show every Region's depth and health, or one request.")
 @click.argument("request_id", required=False)
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option("--every", "every_s", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
@@ -479,7 +479,7 @@ def _clear(watch: bool) -> None:
         click.echo(datetime.now().astimezone().isoformat(timespec="seconds"))
 
 
-@main.group()
+@main.group(short_help="Look into the dead-letter queue; send back, or drop.")
 def dlq() -> None:
     """Look into the master queue's dead-letter queue; send messages back, or drop them."""
 
@@ -500,7 +500,7 @@ _ids = click.option(
 )
 
 
-@dlq.command("list")
+@dlq.command("list", short_help="List the messages, oldest first, and why they are there.")
 @_reason
 @_ids
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many.")
@@ -536,7 +536,7 @@ def dlq_list(reason: str | None, request_ids: tuple[str, ...], limit: int, confi
     click.echo(f"{_counted(len(found), 'message')}{more}" if found or size else EMPTY, err=True)
 
 
-@dlq.command("redrive")
+@dlq.command("redrive", short_help="Send messages back that were not dispatched.")
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="Every message; the same as saying none of the others.")
@@ -653,7 +653,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "dispatcher", "_DISPATCHER_COMPLETE").source())
 
 
-@main.group()
+@main.group(short_help="Both ends of the system, for trying it out.")
 def dev() -> None:
     """Both ends of the system, for trying it out on an emulator: requests, and workers that serve them."""
 
@@ -661,7 +661,7 @@ def dev() -> None:
 _seed = click.option("--seed", type=int, help="The same seed does the same.  [default: another each time]")
 
 
-@dev.command("produce")
+@dev.command("produce", short_help="Send made-up requests to the master queue until stopped.")
 @click.option("--rate", type=click.FloatRange(min=0.1, max=1000), default=20.0, show_default=True, help="A second.")
 @_seed
 @_config
@@ -677,7 +677,7 @@ def dev_produce(rate: float, seed: int | None, config: Path | None) -> None:
     _until_stopped(lambda clients: ends.produce(settings, clients, rate, _or_any(seed), _say))
 
 
-@dev.command("workers")
+@dev.command("workers", short_help="Serve every Region's queue until stopped.")
 @_seed
 @_config
 def dev_workers(seed: int | None, config: Path | None) -> None:
@@ -694,7 +694,7 @@ def dev_workers(seed: int | None, config: Path | None) -> None:
     _until_stopped(lambda clients: ends.work(settings, clients, _or_any(seed), _say))
 
 
-@main.command()
+@main.command(short_help="Compare routing policies off-line.")
 @click.argument("scenario", default="unequal")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed brings the same arrivals.")
 @click.option("--policy", "names", multiple=True, help="Only this one; may be repeated.  [default: all]")
@@ -714,8 +714,9 @@ def simulate(
     """Compare routing policies off-line, with the daemon's own code: how long would messages have waited?
 
     \b
-    SCENARIO, unequal if none is given, is one of: equal, unequal, spot-loss, burst, diurnal, cold-start, many-regions,
-    many-dispatchers, wrong-drain, snapshot, recorded (of --file, or of a recording that comes along).
+    SCENARIO, unequal if none is given, is one of: equal, unequal, spot-loss,
+    burst, diurnal, cold-start, many-regions, many-dispatchers, wrong-drain,
+    snapshot, recorded (of --file, or of a recording that comes along).
     Example: dispatcher simulate spot-loss --plot spot-loss.svg
     """
     from dataclasses import replace
@@ -766,7 +767,7 @@ def simulate(
             click.echo(f"drawn in {picture}")
 
 
-@main.command()
+@main.command(short_help="Write down what a live system does, for simulate.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, writable=True))
 @click.option("--minutes", type=click.FloatRange(min=0.05), default=60.0, show_default=True, help="How long.")
 @click.option("--every", "every_s", type=click.FloatRange(min=0.5), default=15.0, show_default=True, help="Seconds.")

@@ -370,7 +370,8 @@ def report(summary: dict[str, Any]) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold")
     table.add_column()
-    table.add_row(str(summary["messages"]), f"messages sent, {summary['requests']} different requests among them")
+    sent = "message sent" if summary["messages"] == 1 else "messages sent"
+    table.add_row(str(summary["messages"]), f"{sent}, {summary['requests']} different requests among them")
     for region, count in summary["dispatched"].items():
         table.add_row(str(count), f"dispatched to {region} and served there")
     table.add_row(str(summary["duplicates_dropped"]), f"duplicates dropped (of {summary['duplicates_sent']} sent)")

@@ -34,7 +34,8 @@ def values(scenario: Scenario, seed: int, outcomes: Sequence[Outcome]) -> dict[s
 def title(scenario: Scenario) -> str:
     seen = f"read every {scenario.reading_s:.3g} s, {scenario.lag_s:g} s late"
     dispatchers = f"{scenario.dispatchers} dispatcher{'s' if scenario.dispatchers > 1 else ''}"
-    size = f"{len(scenario.regions)} Regions, {dispatchers}, {scenario.seconds / 60:.3g} minutes"
+    lasting = f"{scenario.seconds / 60:.3g} minute{'s' if scenario.seconds != 60 else ''}"
+    size = f"{len(scenario.regions)} Regions, {dispatchers}, {lasting}"
     return f"{scenario.name}: {scenario.about}; {size}; {seen}"
 
 

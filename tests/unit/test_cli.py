@@ -47,6 +47,12 @@ def test_every_command_explains_itself_with_an_example_and_each_option_with_a_wo
         assert not isinstance(option, click.Option) or option.help, f"{option.opts} has no help"
 
 
+@pytest.mark.parametrize("path", [*ALL, (), ("dlq",), ("dev",)], ids=" ".join)
+def test_help_fits_a_narrow_terminal_and_no_summary_is_cut(path: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(main, [*path, "--help"], env={"COLUMNS": "80"})
+    assert [line for line in said.output.splitlines()[1:] if len(line) > 80 or line.endswith("...")] == []
+
+
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_every_command_that_prints_a_result_can_print_it_as_json(path: tuple[str, ...]) -> None:
     without = {("run",), ("dev", "produce"), ("dev", "workers"), ("completion",)}  # they print no result
