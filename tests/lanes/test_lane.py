@@ -52,6 +52,7 @@ class Far:
         flushes_max: int = 10,
         by_key: bool = False,
         eager: bool = False,
+        whole: bool = False,
     ) -> Lane[str, str]:
         """Items weigh as many bytes as they have characters; their key is their first character."""
         return Lane(
@@ -60,6 +61,7 @@ class Far:
             linger_s=linger_s,
             flushes_max=flushes_max,
             eager=eager,
+            whole=whole,
             size_of=len,
             key_of=(lambda item: item[0]) if by_key else None,
         )
@@ -108,6 +110,29 @@ def test_items_submitted_together_are_answered_in_order_over_several_batches() -
         async with far.lane(items=3) as lane:
             assert await lane.submit_all("abcdefg") == ["done a", broken, *(f"done {item}" for item in "cdefg")]
         assert far.calls == [(0.0, ["a", "b", "c"]), (0.0, ["d", "e", "f"]), (LINGER_S, ["g"])]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("whole", "batches"), [(False, ["abc", "def", "g"]), (True, ["ab", "cde", "fg"])], ids=["cut", "whole"]
+)
+def test_in_a_whole_lane_items_together_depart_together(whole: bool, batches: list[str]) -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane(items=3, whole=whole) as lane:
+            await asyncio.gather(*(lane.submit_all(items) for items in ("ab", "cde", "fg")))
+        assert far.batches == [list(batch) for batch in batches]
+
+    run_virtual(main())
+
+
+def test_in_a_whole_lane_more_items_than_a_batch_has_room_for_are_cut() -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane(items=3, whole=True) as lane:
+            assert await lane.submit_all("abcde") == [f"done {item}" for item in "abcde"]
+        assert far.batches == [["a", "b", "c"], ["d", "e"]]
 
     run_virtual(main())
 

@@ -1,18 +1,24 @@
 """The path of one message on fakes: cut at every await, refused, answered late or never."""
 
 import asyncio
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.errors import Cause
-from dispatcher.model import Attribute, Region
+from dispatcher import pipeline
+from dispatcher.errors import Cause, RefusedError
+from dispatcher.inflight import Flight
+from dispatcher.model import Attribute, Claimed, Delivery, Region
 from dispatcher.pipeline import LOST_ANSWERS_MAX, Terms
+from dispatcher.policy import envelope
 from tests.fakes.faults import Trouble, freeze, hangs, lost_answer, lost_request, refused, slow
-from tests.fakes.world import EPOCH_S, A, B, C, Process, World, world
+from tests.fakes.world import EPOCH_S, A, B, BreakingLedger, C, Process, World, body, world
 from tests.virtual_time import run_virtual
 
 TINY = Terms(visibility_s=2, lease_s=1)
@@ -52,10 +58,133 @@ def test_what_one_of_those_that_came_together_meets_is_its_own_matter(step: str,
             assert len(here.arrivals) == 10 + (step == "send" and trouble.worked)
             again = step == "claim" or (step == "send" and cause == "throttled")  # with one Region it is released first
             assert here.ledger.faults.calls["claim"] == 10 + again, "nobody else claims again"
+            assert here.ledger.faults.calls["confirm"] == 10 + (step == "confirm"), "nobody else confirms again"
             assert here.regional[A].faults.calls["send"] == 10 + (step == "send")
             stage = {"claim": "ledger", "confirm": "ledger", "acknowledge": "delete"}.get(step, step)
             assert process.value("errors_total", stage=stage, error=cause) == 1
             assert process.in_flight.placed == 0
+
+    run_virtual(story())
+
+
+def test_what_was_refused_together_is_not_tried_again_together() -> None:
+    """A table that says "throttled" must not hear all of them once more at once."""
+
+    async def story() -> None:
+        async with world(A) as here:
+            here.ledger.faults.on("claim", refused(Cause.THROTTLED), *range(1, 11))
+            for number in range(10):
+                here.submit(f"r{number}")
+            here.start(pollers=1)
+            await here.until(lambda: len(here.arrivals) == 10)
+            claimed_at = {w.at for w in here.ledger.writes if w.operation == "claim"}
+            assert len(claimed_at) == 10
+            assert min(claimed_at) - EPOCH_S > 0.1
+
+    run_virtual(story())
+
+
+def test_a_duplicate_is_claimed_once_and_then_looked_up() -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            for number in range(5):
+                here.submit(f"r{number}")
+            first = here.start("first")
+            await here.until(lambda: first.outcomes() == {"dispatched": 5})
+            for number in range(5):
+                here.submit(f"r{number}")
+            await here.until(lambda: first.outcomes() == {"dispatched": 5, "duplicate": 5})
+            assert (here.ledger.faults.calls["claim"], here.ledger.faults.calls["look"]) == (10, 5)
+
+    run_virtual(story())
+
+
+def test_a_twin_does_not_hold_up_those_that_came_with_it() -> None:
+    async def story() -> None:
+        async with world(A) as here:
+            here.ledger.faults.on("claim", hangs(), 1)  # the twin's, which goes alone
+            for name in ("r0", "r0", *(f"r{number}" for number in range(1, 9))):
+                here.submit(name)
+            here.start(pollers=1)
+            await here.until(lambda: len(here.arrivals) == 9, within_s=1)
+
+    run_virtual(story())
+
+
+def test_a_bug_in_one_message_s_attributes_costs_that_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = envelope.forwarded
+
+    def wrong(body: str, *rest: Any, **more: Any) -> dict[str, Attribute]:
+        if '"r3"' in body:
+            raise ZeroDivisionError
+        return right(body, *rest, **more)
+
+    monkeypatch.setattr(pipeline, "forwarded", wrong)
+
+    async def story() -> None:
+        async with world(A, receives_max=1, allows=("losses",)) as here:
+            for number in range(10):
+                here.submit(f"r{number}")
+            process = here.start(pollers=1)
+            await here.until(lambda: process.outcomes() == {"dispatched": 9, "failed": 1})
+            assert process.value("errors_total", stage="route", error="unexpected") == 1
+            monkeypatch.undo()
+
+    run_virtual(story())
+
+
+def test_a_message_that_parts_in_the_very_turn_of_the_deadline_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its carrier is cut off before its first step. It was accepted: it is acknowledged, and nobody sends it again."""
+    deadline = [math.inf]
+    right = BreakingLedger.confirm
+
+    async def busy(self: BreakingLedger, claim: Claimed, sqs_message_id: str) -> None:
+        try:
+            await right(self, claim, sqs_message_id)
+        except RefusedError:
+            freeze(deadline[0] - now() + 0.001)  # the turn of the loop that hears of it lasts past the deadline
+            raise
+
+    monkeypatch.setattr(BreakingLedger, "confirm", busy)
+
+    async def story() -> None:
+        async with world(A, wait_s=1) as here:
+            here.ledger.faults.on("confirm", replace(refused(Cause.THROTTLED), before_s=8.0), 10)
+            process = here.start(pollers=1, drain_s=5)
+            for number in range(10):
+                here.submit(f"r{number}")
+            await here.until(lambda: len(here.arrivals) == 10)
+            await asyncio.sleep(3.05)
+            process.drain()
+            deadline[0] = now() + 5
+            await process.ended()
+            assert process.outcomes() == {"dispatched": 10}
+            assert len(process.in_flight) == 0
+            assert not here.master.messages
+
+    run_virtual(story())
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_bodies_of_more_than_one_call_are_lots_of_their_own(number: int) -> None:
+    """A lot's sends are one call: whoever is accepted is confirmed at once."""
+
+    async def story() -> None:
+        async with world(A) as here:
+            process = here.start()
+            await here.until(lambda: process.board.any_depth_read())
+            bodies = [body(f"big-{n}", filling="x" * 900_000) for n in range(number)] + [
+                body(f"r{n}") for n in range(5)
+            ]
+            flights = [
+                Flight(Delivery(f"m{n}", "r", text, {}, None, 0.0, 1), 0.0, 1000.0) for n, text in enumerate(bodies)
+            ]
+            lots, alone = process.pipeline.sort(flights)
+            assert not alone
+            assert len(lots) == number
+            assert all(sum(len(one.flight.delivery.body) for one in lot) < 1_048_576 for lot in lots)
+            for flight in flights:
+                process.board.unbook(flight)
 
     run_virtual(story())
 
@@ -963,6 +1092,25 @@ def test_messages_whose_claims_lapse_leave_their_slots_to_others() -> None:
             await here.until(lambda: here.arrivals_of("three"), within_s=30)
             await here.empty()
             assert sorted(arrival.request_id for arrival in here.arrivals) == ["one", "three", "two"]
+
+    run_virtual(story())
+
+
+@pytest.mark.parametrize(("slots", "messages"), [(4, 12), (10, 40)])
+def test_ten_minutes_of_lost_answers_with_few_slots_send_nothing_to_the_dead_letters(slots: int, messages: int) -> None:
+    async def story() -> None:
+        async with world(A, B, C) as here:
+            process = here.start(slots=slots)
+            here.wall(lost_request(after_s=2.0))
+            for number in range(messages):
+                here.submit(f"r{number}")
+            await asyncio.sleep(600)
+            assert process.outcomes().get("held"), "they give way"
+            for queue in here.regional.values():
+                queue.faults.clear("send")
+            await here.empty()
+            assert not here.master.dead
+            assert len({arrival.request_id for arrival in here.arrivals}) == messages
 
     run_virtual(story())
 
