@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from dispatcher.model import Claimed, Delivery, Region
+from dispatcher.policy.receives import RECEIVE_MAX
 
 
 class Step(IntEnum):
@@ -75,10 +76,11 @@ class InFlight:
 
     @property
     def free(self) -> int:
-        """Deliveries that may be asked for now."""
+        """Deliveries that may be asked for now; the last few slots are not worth a receive of their own."""
         if self._body_bytes >= BODY_BYTES_MAX:
             return 0
-        return self.limit - len(self._flights) - self.asked
+        free = self.limit - len(self._flights) - self.asked
+        return free if free >= min(RECEIVE_MAX, self.limit // 10) else 0
 
     @property
     def parking_full(self) -> bool:
