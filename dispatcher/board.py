@@ -622,6 +622,10 @@ class Board:
             self._looked_at, self._room_upto = self._now(), given + self.room()
         return self._room_upto - given >= count
 
+    def works_somewhere(self) -> bool:
+        """Whether a Region whose sends succeed may get more."""
+        return any(v.breaker is BreakerState.CLOSED and v.budget() > 0 for v in self.views().values())
+
     def out_of_play(self, region: Region) -> bool:
         """Whether a new reading might put the Region back into play: it is worth asking sooner."""
         view, depth = self.view(region), self._places[region].projection.reading

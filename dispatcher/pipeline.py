@@ -248,7 +248,7 @@ class Pipeline:
                         await self._acknowledge(flight)
                         return Outcome.DUPLICATE
                     case Held(until):
-                        if flight.delivery.receives == 1 or not await self._outlast(flight, until):
+                        if flight.delivery.receives == 1 or not await self._outlast(flight, until, self.gives_way):
                             await self._hide(flight, until)
                             return Outcome.HELD
                         state = None
@@ -510,13 +510,17 @@ class Pipeline:
         """Let the claim of a message that a Region may have run out, before anyone may send it again.
 
         The visibility is kept, since letting that lapse too would only spend a receive, unless it is the first one and
-        others need the slot: then return until when nobody may have it. The place is given up: the Region is free to
-        get other messages, which show whether it works again.
+        others need the slot, and have where to go: then return until when nobody may have it. The place is given up:
+        the Region is free to get other messages, which show whether it works again.
         """
+
+        def yields() -> bool:
+            return flight.delivery.receives == 1 and self.gives_way() and self.board.works_somewhere()
+
         log.warning("claim.lapsing", request_id=message.request_id, region=claim.region, until=claim.lease_end)
         flight.sent_perhaps = True
         self.board.accepted(flight)  # perhaps it was: the budget must not be spent twice
-        if not await self._outlast(flight, claim.lease_end, yields=flight.delivery.receives == 1):
+        if not await self._outlast(flight, claim.lease_end, yields):
             return Held(claim.lease_end)
         flight.step, flight.claim = Step.RECEIVED, None
         return None
@@ -543,7 +547,7 @@ class Pipeline:
         log.info("message.held", message_id=flight.delivery.message_id, until=until)
         await self._until(flight, until)
 
-    async def _outlast(self, flight: Flight, until: float, *, yields: bool = True) -> bool:
+    async def _outlast(self, flight: Flight, until: float, yields: Callable[[], bool]) -> bool:
         """Keep a message here while the other claim lives: it came back for that once, and has few receives left.
 
         False once it is in others' way: then it does come back.
@@ -554,7 +558,7 @@ class Pipeline:
         try:
             until = min(until, self.clock.now() + self.terms.lease_s)
             while self.clock.now() < until + JUST_PAST_S:
-                if yields and self.gives_way():
+                if yields():
                     return False
                 await asyncio.sleep(min(SECOND_LOOK_S, max(0.0, until - self.clock.now()) + JUST_PAST_S))
                 _still_ours(flight)
@@ -703,11 +707,17 @@ def attributes_of(
     """Return our own attributes, the most useful first; `now` in epoch seconds."""
     return {
         "dispatcher.request_id": Attribute("String", message.request_id),
-        "dispatcher.region": Attribute("String", region),
+        "dispatcher.region": _alike("String", region),
         "dispatcher.source_message_id": Attribute("String", source_message_id),
-        "dispatcher.dispatched_at": Attribute("String", _rfc_3339(now)),
-        "dispatcher.attempt": Attribute("Number", str(attempt)),
+        "dispatcher.dispatched_at": _alike("String", _rfc_3339(now)),
+        "dispatcher.attempt": _alike("Number", str(attempt)),
     }
+
+
+@lru_cache(maxsize=100)
+def _alike(data_type: str, value: str) -> Attribute:
+    """Of the messages of a batch, as a rule."""
+    return Attribute(data_type, value)
 
 
 def outgoing(

@@ -162,7 +162,7 @@ class Ledger:
             await self._write(
                 "put_item",
                 # a twin of a lower generation that finishes a claim leaves nothing of the higher one to do
-                Item=_own(request) | self._alike(State.CLAIMED) | {"generation": {"N": str(old.generation)}},
+                Item=_item(request) | self._alike(State.CLAIMED) | {"generation": {"N": str(old.generation)}},
                 ConditionExpression="#token = :token AND #state = :state AND #lease = :lease",
                 ExpressionAttributeNames={"#token": "owner", "#state": "state", "#lease": "lease_end"},
                 ExpressionAttributeValues={
@@ -309,16 +309,22 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        items = [_own(request) for request in requests]
-        text = _inserting(self._table, [*items[0]], self._alike(State.CLAIMED))
-        return await self._statements([{"Statement": text, "Parameters": [*item.values()]} for item in items])
+        written = self._alike(State.CLAIMED)
+        texts: dict[tuple[Choice, float], str] = {}  # one for those that go together
+        statements = []
+        for request in requests:
+            own, lot = _own(request), (request.choice, request.lease_end)
+            if lot not in texts:
+                texts[lot] = _inserting(self._table, [*own], _of_lot(request) | written)
+            statements.append({"Statement": texts[lot], "Parameters": [*own.values()]})
+        return await self._statements(statements)
 
     async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
         async def one(request: ClaimRequest) -> Exception | None:
             try:
                 await self._write(
                     "put_item",
-                    Item={**_own(request), **self._alike(State.CLAIMED)},
+                    Item=_item(request) | self._alike(State.CLAIMED),
                     ConditionExpression="attribute_not_exists(request_id)",
                 )
             except (_ConditionError, AwsError) as refusal:
@@ -500,18 +506,25 @@ def _literal(value: Mapping[str, str]) -> str:
     return text if kind == "N" else f"'{text}'"
 
 
+def _item(request: ClaimRequest) -> Item:
+    return _own(request) | _of_lot(request)
+
+
 def _own(request: ClaimRequest) -> Item:
     """What a claim's item has of its own."""
     message = request.message
     return {
         "request_id": {"S": message.request_id},
         "owner": {"S": request.token},
-        "lease_end": {"N": _number(request.lease_end)},
-        **_chosen(request.choice),
         "work": {"S": message.work},
         "generation": {"N": str(message.generation)},
         "source_message_id": {"S": request.source_message_id},
     }
+
+
+def _of_lot(request: ClaimRequest) -> Item:
+    """What it has in common with those that go together."""
+    return {"lease_end": {"N": _number(request.lease_end)}, **_chosen(request.choice)}
 
 
 def _claimed(request: ClaimRequest) -> Claimed:

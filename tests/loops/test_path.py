@@ -1080,18 +1080,22 @@ def test_what_a_region_may_have_is_never_written_down_as_in_none() -> None:
     run_virtual(story())
 
 
-def test_messages_whose_claims_lapse_leave_their_slots_to_others() -> None:
+def test_a_message_whose_claim_lapses_leaves_its_slot_to_others_that_have_where_to_go() -> None:
+    """One Region lost every send of it. There is one slot, and its lease has 90 s to go."""
+
     async def story() -> None:
-        async with world(A, receives_max=10) as here:
-            here.regional[A].faults.on("send", lost_request(), *range(1, 2 * LOST_ANSWERS_MAX + 1))
+        async with world(A, B) as here:
+            _only(here, A)
+            here.regional[A].faults.always("send", lost_request())
             here.submit("one")
+            process = here.start(slots=1, pollers=1)
+            await here.until(lambda: here.regional[A].faults.calls["send"] == LOST_ANSWERS_MAX)
+            _only(here, B)
+            await here.until(lambda: process.board.view(A).budget() == 0 and process.board.view(B).budget() > 0)
             here.submit("two")
-            process = here.start(slots=2, pollers=1)
-            await here.until(lambda: process.outcomes().get("held") == 2, within_s=60)
-            here.submit("three")
-            await here.until(lambda: here.arrivals_of("three"), within_s=30)
+            await here.until(lambda: here.arrivals_of("two"), within_s=30)
+            assert process.outcomes()["held"] == 1
             await here.empty()
-            assert sorted(arrival.request_id for arrival in here.arrivals) == ["one", "three", "two"]
 
     run_virtual(story())
 
@@ -1100,12 +1104,12 @@ def test_messages_whose_claims_lapse_leave_their_slots_to_others() -> None:
 def test_ten_minutes_of_lost_answers_with_few_slots_send_nothing_to_the_dead_letters(slots: int, messages: int) -> None:
     async def story() -> None:
         async with world(A, B, C) as here:
-            process = here.start(slots=slots)
+            here.start(slots=slots)
             here.wall(lost_request(after_s=2.0))
             for number in range(messages):
                 here.submit(f"r{number}")
             await asyncio.sleep(600)
-            assert process.outcomes().get("held"), "they give way"
+            assert max(message.receives for message in here.master.messages.values()) <= 2
             for queue in here.regional.values():
                 queue.faults.clear("send")
             await here.empty()

@@ -55,9 +55,8 @@ BUGS = (
     Bug(
         "send a claim that was refused together with others",
         PIPELINE,
-        "                self._call_failed(flight, Stage.LEDGER, answer)\n                part(flight, choice)\n",
-        "                self._call_failed(flight, Stage.LEDGER, answer)\n"
-        "                if flight.claim:\n"
+        "                case None:\n                    part(flight, Taken(choice))\n",
+        "                case None if flight.claim:\n"
         "                    claimed.append(Going(flight, message, flight.claim))\n",
         (PATH, SEEDS),
     ),
