@@ -63,7 +63,9 @@ class Lifecycle:
         self.drain()
 
 
-def die_with_parent() -> None:
-    """In a new process: on Linux it drains when its parent is killed; elsewhere it goes on, until somebody ends it."""
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """In a new process: on Linux it gets this signal when its parent is killed; elsewhere it goes on, until somebody
+    ends it.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

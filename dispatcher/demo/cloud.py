@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -85,7 +86,7 @@ def embedded(kind: Literal["ministack", "moto"] | None = None) -> Iterator[Cloud
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, signal.SIGKILL),  # what it would drain to goes too
     )
     try:
         _wait_for(process, endpoint, kind)

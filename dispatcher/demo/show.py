@@ -186,7 +186,7 @@ class _Stage:
                 env=environment,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, signal.SIGKILL),  # what it would drain to goes too
             )
 
     async def _ready(self, http: aiohttp.ClientSession, daemon: asyncio.subprocess.Process) -> None:
