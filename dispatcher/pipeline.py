@@ -441,8 +441,10 @@ class Pipeline:
             flight.claim = claim
             try:
                 if fault is not None:
-                    met, fault = fault, None
-                    raise met
+                    try:
+                        raise fault
+                    finally:
+                        fault = None  # it is met once, and its own traceback must not hold it
                 queue = self.regional(claim.region, message.priority)
                 sqs_message_id = await queue.send(self._outgoing(flight, message, claim))
             except LeaseTooShortError:

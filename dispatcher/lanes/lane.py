@@ -125,10 +125,13 @@ class Lane[ItemT, ResultT]:
 
         A cancellation before departure withdraws the item; after it, the answer is lost but its batch-mates are not.
         """
-        (answer,) = await self.submit_all([item])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        answers = await self.submit_all([item])
+        try:
+            if isinstance(answers[0], Exception):
+                raise answers[0]
+            return answers[0]
+        finally:
+            del answers  # or an error's own traceback would hold it, and all that it knows, until the collector looks
 
     async def submit_all(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         """Return each item's own result or error, in order, once all have one: for much less than one `submit` each.
@@ -163,7 +166,8 @@ class Lane[ItemT, ResultT]:
             self._waiting = [entry for entry in self._waiting if entry.party is not party]
             self._waiting_size -= sum([entry.size for entry in withdrawn])
             raise
-        return party.answers
+        answers, party.answers = party.answers, []  # as above: errors lead back to the party
+        return answers
 
     def hurry(self) -> None:
         """From now on nothing waits for company: while draining there is none to come."""
@@ -219,11 +223,15 @@ class Lane[ItemT, ResultT]:
         if not batch:
             return
         mates.set(tuple([entry.party.context for entry in batch]))
-        results: Sequence[ResultT | Exception]
+        self._answer(batch, await self._results(batch))
+
+    async def _results(self, batch: list[_Entry[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
         try:
-            results = await self._flush([entry.item for entry in batch])
+            return await self._flush([entry.item for entry in batch])
         except Exception as fault:  # each of the batch gets it
-            results = [fault] * len(batch)
+            return [fault] * len(batch)
+
+    def _answer(self, batch: list[_Entry[ItemT, ResultT]], results: Sequence[ResultT | Exception]) -> None:
         missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
         for entry, result in zip(batch, [*results, *missing] if missing else results, strict=False):
             entry.party.answer(entry.index, result)

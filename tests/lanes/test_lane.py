@@ -1,6 +1,8 @@
 """The lane's contract: every submit ends, with its own answer, and batches depart when they should."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -135,6 +137,36 @@ def test_in_a_whole_lane_more_items_than_a_batch_has_room_for_are_cut() -> None:
         assert far.batches == [["a", "b", "c"], ["d", "e"]]
 
     run_virtual(main())
+
+
+def test_an_error_is_let_go_when_its_caller_is_done_with_it() -> None:
+    """It knows the frames that it came through, and so the batch. Until the collector looks, that would be a leak."""
+
+    async def main() -> None:
+        errors: list[weakref.ref[Exception]] = []
+
+        async def flush(_: Sequence[str]) -> Answers:
+            fault = RefusedError(Cause.THROTTLED, "all of them")
+            errors.append(weakref.ref(fault))
+            try:
+                raise fault
+            finally:
+                del fault
+
+        lane: Lane[str, str] = Lane(flush, limits=BatchLimits(3), linger_s=LINGER_S, flushes_max=10)
+        async with lane:
+            with pytest.raises(RefusedError):
+                await lane.submit("a")
+            assert all(isinstance(answer, RefusedError) for answer in await lane.submit_all("abc"))
+            await asyncio.sleep(0)
+        assert [error() for error in errors] == [None, None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_virtual(main())
+    finally:
+        gc.enable()
 
 
 def test_no_items_together_are_answered_without_a_call() -> None:
