@@ -223,7 +223,7 @@ class Lane[ItemT, ResultT]:
         if not batch:
             return
         mates.set(tuple([entry.party.context for entry in batch]))
-        self._answer(batch, await self._results(batch))
+        self._answer(batch, await self._results(batch))  # apart: a frame that an error came through must not hold it
 
     async def _results(self, batch: list[_Entry[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
         try:
