@@ -6,7 +6,8 @@ take the same place. What other processes may take is kept apart by the fleet's 
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -128,6 +129,8 @@ class Board:
         self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
         self._looked_at = -math.inf  # for `has_room`
+        self._seen: dict[Region, RegionView] = {}  # since then, by `_look`
+        self._seen_at = -math.inf
         self._room_upto = 0  # messages that this process may have sent or booked anywhere, ever, as seen then
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]
@@ -409,7 +412,7 @@ class Board:
         serving = self.serving(model)
         if choice := self._follow_run(flight, serving, priority, without):
             return choice
-        views = self.views()
+        views = self._look()
         out = {region for region in views if region not in serving or region in without}
         policy = self.policy
         split = shares(views, policy, k=self._k, priority=priority, without=out)
@@ -427,6 +430,25 @@ class Board:
             self._move(flight, region)
             return choice
         return None
+
+    def book_all(
+        self, flights: Sequence[Flight], model: str, priority: Priority = Priority.NORMAL
+    ) -> list[Choice | None]:
+        """The same for flights that came together, each with its own choice."""
+        choices: list[Choice | None] = []
+        while left := flights[len(choices) :]:
+            choice = self.book(left[0], model, priority)
+            if choice is None:
+                return [*choices, *[None] * len(left)]
+            choices.append(choice)
+            if run := self._run:  # which it began, or follows: whoever is next would follow too
+                place = self._places[run.choice.region]
+                following = left[1 : 1 + min(run.length - run.count, run.upto - place.own.total - place.booked)]
+                run.count += len(following)
+                for flight in following:
+                    self._move(flight, run.choice.region)
+                choices += [run.choice] * len(following)
+        return choices
 
     def _follow_run(
         self, flight: Flight, serving: frozenset[Region], priority: Priority, without: Collection[Region]
@@ -451,7 +473,16 @@ class Board:
     def _look_again(self) -> None:
         """Something is known that the last looks did not see."""
         self._end_run()
-        self._looked_at = -math.inf
+        self._looked_at = self._seen_at = -math.inf
+
+    def _look(self) -> Mapping[Region, RegionView]:
+        """Return views to choose by: with all that was booked and sent, and in the rest as of LOOK_S ago at most."""
+        now = self._now()
+        if now >= self._seen_at + LOOK_S:
+            self._seen_at, self._seen = now, {}
+        seen = self._seen
+        self._seen = {region: seen.get(region) or self.view(region) for region in self._places}
+        return self._seen
 
     def _end_run(self) -> None:
         """Pay for what followed the run's first message, which is paid for."""
@@ -495,30 +526,36 @@ class Board:
             raise ValueError("a flight without a place cannot follow")
         return Choice(flight.region, "takeover", self.view(flight.region).wait_s)
 
-    def accepted(self, flight: Flight) -> None:
-        """The Region has the message: it counts as sent until a reading that was asked for later shows it."""
-        if flight.region is not None:
-            self.count(flight.region, 1)
-        self.unbook(flight)
+    def accepted(self, *flights: Flight) -> None:
+        """Their Regions have the messages: they count as sent until a reading that was asked for later shows them."""
+        for region, messages in Counter([flight.region for flight in flights]).items():
+            if region is not None:
+                self.count(region, messages)
+        self.unbook(*flights)
 
     def count(self, region: Region, messages: int) -> None:
         """Messages were put into a Region's queue, or fewer than none: taken out of it to go elsewhere."""
         place = self._places[region]
         place.own.add(messages, self._now())
         place.projection.sent(messages, self._now())
+        self._seen.pop(region, None)
 
-    def unbook(self, flight: Flight) -> None:
-        """Give the flight's place up, if it has one."""
-        if flight.region is not None:
-            self._places[flight.region].booked -= 1
-            self._booked -= 1
-            flight.place(None)
-            self.notify()
+    def unbook(self, *flights: Flight) -> None:
+        """Give their places up, where they have one."""
+        for flight in flights:
+            if flight.region is not None:
+                self._places[flight.region].booked -= 1
+                self._booked -= 1
+                self._seen.pop(flight.region, None)
+                flight.place(None)
+        self.notify()
 
     def _move(self, flight: Flight, region: Region) -> None:
-        self.unbook(flight)
+        if flight.region is not None:
+            self.unbook(flight)
         self._places[region].booked += 1
         self._booked += 1
+        self._seen.pop(region, None)
         flight.place(region)
 
     # --- looking ------------------------------------------------------------------------------------------------

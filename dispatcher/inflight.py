@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 from dispatcher.model import Claimed, Delivery, Region
 from dispatcher.policy.receives import RECEIVE_MAX
@@ -20,6 +21,9 @@ class Step(IntEnum):
     ENDED = 4
 
 
+NOBODY: Mapping[Region, str] = MappingProxyType({})
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """One delivery in flight. Times are loop time, in seconds."""
@@ -31,11 +35,17 @@ class Flight:
     claim: Claimed | None = None
     region: Region | None = None  # where a place is booked for it
     parked: bool = False  # only waits: for a Region, or for a call that fails and is tried again
-    refused_by: dict[Region, str] = field(default_factory=dict)  # the Regions that cannot take it, and what they said
+    refused_by: Mapping[Region, str] = NOBODY  # the Regions that cannot take it, and what they said
     sent_perhaps: bool = False  # a send of it, ours or of a claim that we took over, may have gone through
     lost: bool = False  # SQS no longer lets us extend it: whoever receives it next will finish it
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of its visibility at a time
     held_by: "InFlight | None" = None
+    _changing: asyncio.Lock | None = None
+
+    @property
+    def changing(self) -> asyncio.Lock:
+        """One change of its visibility at a time; few ever see one."""
+        self._changing = self._changing or asyncio.Lock()
+        return self._changing
 
     def place(self, region: Region | None) -> None:
         """From now on a place is booked for it there, or nowhere."""

@@ -7,6 +7,7 @@ early is an exception with a name.
 """
 
 import asyncio
+import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -71,7 +72,7 @@ SECOND_LOOK_S = 1.0
 
 class Ledger(Protocol):
     async def claim(self, request: ClaimRequest) -> ClaimAnswer: ...
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]: ...
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[bool | Exception]: ...
     async def look(self, request: ClaimRequest) -> ClaimAnswer | None: ...
     async def take_over(self, old: Lapsed, request: ClaimRequest) -> Claimed | None: ...
     async def confirm(self, claim: Claimed, sqs_message_id: str) -> None: ...
@@ -182,28 +183,34 @@ class Pipeline:
         """
         if flights and self._lease_left(flights[0]) < self.terms.lease_min_s:  # of all: they came together
             return [], flights
-        lots: list[list[Going[Choice]]] = []
-        filling: dict[tuple[Region, Priority], tuple[list[Going[Choice]], int]] = {}  # and how many bytes are in it
+        alike: dict[tuple[Collection[Region], Priority], list[tuple[Flight, Message]]] = {}  # what a choice goes by
         alone: list[Flight] = []
         known: set[str] = set()
         for flight in flights:
             try:
                 message = self._decode(flight)
-                choice = None if message.request_id in known else self._book(flight, message, without=())
             except Exception:  # poison, or a bug: `carry` meets it again, and tells
                 alone.append(flight)
                 continue
-            if choice is None:
+            if message.request_id in known:
                 alone.append(flight)
                 continue
             known.add(message.request_id)
-            queue, own = (choice.region, message.priority), bytes_of(flight.delivery.body) + OURS_BYTES_MAX
-            lot, size = filling.get(queue, ([], BYTES_MAX))
-            if size + own > BYTES_MAX:  # of one call
-                lot, size = [], 0
-                lots.append(lot)
-            lot.append(Going(flight, message, choice))
-            filling[queue] = lot, size + own
+            alike.setdefault((self.board.serving(message.model_name), message.priority), []).append((flight, message))
+        lots: list[list[Going[Choice]]] = []
+        filling: dict[tuple[Region, Priority], tuple[list[Going[Choice]], int]] = {}  # and how many bytes are in it
+        for (_, priority), some in alike.items():
+            for (flight, message), choice in zip(some, self._book_all(some), strict=True):
+                if choice is None:
+                    alone.append(flight)
+                    continue
+                queue, own = (choice.region, priority), bytes_of(flight.delivery.body) + OURS_BYTES_MAX
+                lot, size = filling.get(queue, ([], BYTES_MAX))
+                if size + own > BYTES_MAX:  # of one call
+                    lot, size = [], 0
+                    lots.append(lot)
+                lot.append(Going(flight, message, choice))
+                filling[queue] = lot, size + own
         return lots, alone
 
     async def carry_together(self, lot: Sequence[Going[Choice]], part: Part) -> None:
@@ -267,24 +274,25 @@ class Pipeline:
 
     async def _claim_all(self, lot: Sequence[Going[Choice]], part: Part) -> Sequence[Going[Claimed]]:
         lease_end = self.clock.now() + self._lease_left(lot[0].flight)
-        requests = []
+        requests, claims = [], []
         for flight, message, choice in lot:
             token = next(self.tokens)
             requests.append(ClaimRequest(message, token, choice, lease_end, flight.delivery.message_id))
             flight.step = Step.CLAIMING
-            flight.claim = Claimed(message.request_id, token, choice.region, lease_end)
+            flight.claim = claim = Claimed(message.request_id, token, choice.region, lease_end)
+            claims.append(claim)
         claimed = []
-        for (flight, message, choice), answer in zip(lot, await self.ledger.claim_all(requests), strict=True):
-            match answer:
-                case None:
-                    part(flight, Taken(choice))
-                case Exception():
-                    self._call_failed(flight, Stage.LEDGER, answer)
-                    part(flight, Again(choice))
-                case Claimed() if self._too_late(message):
-                    part(flight, answer)
-                case Claimed():
-                    claimed.append(Going(flight, message, answer))
+        answers = await self.ledger.claim_all(requests)
+        for (flight, message, choice), claim, answer in zip(lot, claims, answers, strict=True):
+            if isinstance(answer, Exception):
+                self._call_failed(flight, Stage.LEDGER, answer)
+                part(flight, Again(choice))
+            elif not answer:
+                part(flight, Taken(choice))
+            elif self._too_late(message):
+                part(flight, claim)
+            else:
+                claimed.append(Going(flight, message, claim))
         return claimed
 
     async def _send_all(self, claimed: Sequence[Going[Claimed]], part: Part) -> Sequence[Going[Sent]]:
@@ -303,19 +311,21 @@ class Pipeline:
         answers = await self.regional(claim.region, message.priority).send_all(outs)
         for (flight, message, claim), answer in zip(going, answers, strict=True):
             if isinstance(answer, str):
-                sent.append(Going(flight, message, self._accepted(flight, claim, answer)))
+                sent.append(Going(flight, message, Sent(claim, answer)))
             else:
                 part(flight, Unsent(claim, answer))
-        self.metrics.dispatched.labels(claim.region, message.priority).inc(len(sent))
+        self._accepted(claim.region, message.priority, [one.flight for one in sent])
         return sent
 
     async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Flight]:
         confirmed = []
-        faults = await self.ledger.confirm_all([one.state for one in sent])
+        faults = await self.ledger.confirm_all([state for _, _, state in sent])
+        told = log.is_enabled_for(logging.DEBUG)  # asked once, since as a rule they are not
         for (flight, _, state), fault in zip(sent, faults, strict=True):
             if fault is None:
-                _tell(flight, state)
                 confirmed.append(flight)
+                if told:
+                    _tell(flight, state)
             else:
                 self._call_failed(flight, Stage.LEDGER, fault)
                 part(flight, Again(state))
@@ -359,11 +369,25 @@ class Pipeline:
 
     def _book(self, flight: Flight, message: Message, without: Collection[Region]) -> Choice | None:
         choice = self.board.book(flight, message.model_name, message.priority, without)
-        if choice and choice.shadow:
-            self.metrics.shadow(choice.region, choice.shadow)
         if choice:
-            self.chose(message, choice)
+            self._chosen(message, choice)
         return choice
+
+    def _book_all(self, alike: Sequence[tuple[Flight, Message]]) -> Sequence[Choice | None]:
+        _, message = alike[0]
+        try:
+            choices = self.board.book_all([flight for flight, _ in alike], message.model_name, message.priority)
+            for (_, message), choice in zip(alike, choices, strict=True):
+                if choice:
+                    self._chosen(message, choice)
+        except Exception:  # a bug: `carry` meets it again, and tells
+            return [None] * len(alike)
+        return choices
+
+    def _chosen(self, message: Message, choice: Choice) -> None:
+        if choice.shadow:
+            self.metrics.shadow(choice.region, choice.shadow)
+        self.chose(message, choice)
 
     async def _claim(
         self, flight: Flight, message: Message, choice: Choice, *, taken: bool = False
@@ -460,7 +484,7 @@ class Pipeline:
                 if isinstance(no, RefusedError):
                     self._send_failed(message, claim.region, no)
                     if no.cause is Cause.INVALID:
-                        flight.refused_by[claim.region] = str(no)
+                        flight.refused_by = {**flight.refused_by, claim.region: str(no)}
                 if lost_answers:  # a copy may be there, so no other Region may get one yet: wait for this one
                     if claim.region in flight.refused_by:
                         return await self._lapse(flight, message, claim)
@@ -477,14 +501,16 @@ class Pipeline:
                     return None
                 claim = await self._until_answered(flight, Stage.LEDGER, self.ledger.retarget, claim, choice)
                 continue
-            self.metrics.dispatched.labels(claim.region, message.priority).inc()
-            return self._accepted(flight, claim, sqs_message_id)
+            self._accepted(claim.region, message.priority, [flight])
+            return Sent(claim, sqs_message_id)
 
-    def _accepted(self, flight: Flight, claim: Claimed, sqs_message_id: str) -> Sent:
-        flight.step = Step.ACCEPTED
-        self.board.accepted(flight)
-        self.metrics.message_age.observe(max(0.0, self.clock.now() - flight.delivery.sent_at))
-        return Sent(claim, sqs_message_id)
+    def _accepted(self, region: Region, priority: Priority, flights: Sequence[Flight]) -> None:
+        self.board.accepted(*flights)
+        self.metrics.dispatched.labels(region, priority).inc(len(flights))
+        now = self.clock.now()
+        for flight in flights:
+            flight.step = Step.ACCEPTED
+            self.metrics.message_age.observe(max(0.0, now - flight.delivery.sent_at))
 
     async def _check_deadline(self, flight: Flight, message: Message, claim: Claimed) -> None:
         """Raise PoisonError once nobody wants the result any more, unless a Region may already have the request.
@@ -657,14 +683,14 @@ class Pipeline:
         return min(self.terms.lease_s, flight.visible_until - _now() - self.terms.margin_s)
 
     def _outgoing(self, flight: Flight, message: Message, claim: Claimed) -> Outgoing:
-        def departs() -> None:
-            if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
-                raise LeaseTooShortError("the lease would not outlast the send")
-            flight.step = Step.SENDING
-
-        delivery = flight.delivery
+        delivery, departs = flight.delivery, partial(self._departs, flight, claim)
         ours = attributes_of(message, claim.region, delivery.message_id, self.clock.now(), delivery.receives)
         return outgoing(message, delivery, ours, departs, fair=self.fair, bytes_max=self.bytes_max)
+
+    def _departs(self, flight: Flight, claim: Claimed) -> None:
+        if claim.lease_end - self.clock.now() <= self.terms.send_timeout_s:
+            raise LeaseTooShortError("the lease would not outlast the send")
+        flight.step = Step.SENDING
 
     async def _until_answered[*Ts, T](
         self, flight: Flight, stage: Stage, call: Callable[[*Ts], Awaitable[T]], *args: *Ts
@@ -711,7 +737,7 @@ def attributes_of(
         "dispatcher.request_id": Attribute("String", message.request_id),
         "dispatcher.region": _alike("String", region),
         "dispatcher.source_message_id": Attribute("String", source_message_id),
-        "dispatcher.dispatched_at": _alike("String", _rfc_3339(now)),
+        "dispatcher.dispatched_at": _at_ms(int(now * 1000)),
         "dispatcher.attempt": _alike("Number", str(attempt)),
     }
 
@@ -720,6 +746,12 @@ def attributes_of(
 def _alike(data_type: str, value: str) -> Attribute:
     """Of the messages of a batch, as a rule."""
     return Attribute(data_type, value)
+
+
+@lru_cache(maxsize=8)
+def _at_ms(epoch_ms: int) -> Attribute:
+    """The messages of a lot depart within one or two of them."""
+    return Attribute("String", _rfc_3339(epoch_ms / 1000))
 
 
 def outgoing(
@@ -763,10 +795,4 @@ def _still_ours(flight: Flight) -> None:
 
 
 def _rfc_3339(epoch_s: float) -> str:
-    return _of_ms(int(epoch_s * 1000))
-
-
-@lru_cache(maxsize=8)
-def _of_ms(epoch_ms: int) -> str:
-    """The messages of a batch depart within one or two of them."""
-    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -28,7 +28,7 @@ from dispatcher.aws.posts import Http
 from dispatcher.clock import Clock
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.model import AwsClient, Region
-from dispatcher.telemetry.metrics import ANSWERED, RETRIED, Metrics
+from dispatcher.telemetry.metrics import ANSWERED, RETRIED, CallSeries, Metrics
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
@@ -65,10 +65,18 @@ class Caller:
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._around = around
+        self._series: dict[str, CallSeries] = {}  # of each operation
 
     def prepare(self, *operations: str) -> None:
+        """Show the series of these before they are first made."""
         for operation in operations:
-            self._metrics.prepare_call(self._service, operation, self.region)
+            self._series_of(operation)
+
+    def _series_of(self, operation: str) -> CallSeries:
+        known = self._series.get(operation)
+        if known is None:
+            known = self._series[operation] = self._metrics.of_call(self._service, operation, self.region)
+        return known
 
     @property
     def endpoint(self) -> str:
@@ -77,13 +85,16 @@ class Caller:
 
     async def __call__(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
         """Return the answer; raise RefusedError or AmbiguousError. A cancellation leaves the call's end unknown."""
+        series = self._series_of(operation)
         started, asked_at = time.perf_counter(), self._clock.local()
         outcome: str = Cause.AMBIGUOUS
         metadata: Mapping[str, Any] = {}
         try:
             with self._around(self._service, operation, self.region):
                 async with asyncio.timeout(self._timeout_s):
-                    answer: Mapping[str, Any] = await getattr(self._client, operation)(**parameters)
+                    call = getattr(self._client, operation)(**parameters)
+                    parameters.clear()  # a batch's hundred objects are let go as soon as they are written out
+                    answer: Mapping[str, Any] = await call
             metadata = answer.get("ResponseMetadata") or {}
             outcome = ANSWERED
         except Exception as fault:  # an answer that the SDK cannot read is an answer lost
@@ -96,11 +107,10 @@ class Caller:
             finally:
                 del known  # or its own traceback would hold it, and a batch's bodies, until the collector looks
         finally:
-            self._metrics.observe_call(self._service, operation, self.region, time.perf_counter() - started)
-            series = (self._service, operation, self.region)
-            self._metrics.aws_requests.labels(*series, outcome).inc()
+            series.seconds.observe(time.perf_counter() - started)
+            series.requests[outcome].inc()
             if retries := metadata.get("RetryAttempts"):
-                self._metrics.aws_requests.labels(*series, RETRIED).inc(retries)
+                series.requests[RETRIED].inc(retries)
             self._learn_time(metadata, asked_at)
         return answer
 
@@ -195,7 +205,8 @@ class Clients:
 
     async def _lean(self, sdk: Any, pool: int, attempts: int, read_timeout_s: float) -> LeanClient:
         http = Http(
-            timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
+            # an only try has the whole call's limit, and needs no timers beside that one
+            timeout=(CONNECT_TIMEOUT_S, read_timeout_s if attempts > 1 else None),
             proxies=get_environ_proxies(sdk.meta.endpoint_url),
             verify=self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True,
             max_pool_connections=pool,

@@ -138,15 +138,15 @@ class Ledger:
         self._metrics.claims.labels("claimed").inc()
         return _claimed(request)
 
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]:
-        """The same for several at once; returns each one's claim or fault. None: refused, and `look` says what by."""
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[bool | Exception]:
+        """The same for several at once; returns each one's fault, or whether it is claimed: `look` says what by."""
         refusals = await self._claims.submit_all(requests)
-        self._metrics.claims.labels("claimed").inc(refusals.count(None))
-        self._metrics.claims.labels("error").inc(sum([isinstance(refusal, AwsError) for refusal in refusals]))
-        return [
-            _claimed(request) if refusal is None else None if isinstance(refusal, _ConditionError) else refusal
-            for request, refusal in zip(requests, refusals, strict=True)
-        ]
+        claimed = refusals.count(None)
+        self._metrics.claims.labels("claimed").inc(claimed)
+        if claimed == len(requests):
+            return [True] * claimed
+        self._metrics.claims.labels("error").inc(sum(isinstance(refusal, AwsError) for refusal in refusals))
+        return [refusal is None or (not isinstance(refusal, _ConditionError) and refusal) for refusal in refusals]
 
     async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
         """Return what the item means that refused a claim; None: there is none any more. Raises AwsError."""
@@ -310,13 +310,13 @@ class Ledger:
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
         written = self._alike(State.CLAIMED)
-        texts: dict[tuple[Choice, float], str] = {}  # one for those that go together
+        lot: tuple[Choice, float] | None = None
+        text = ""  # one for those that go together, which follow one another
         statements = []
         for request in requests:
-            own, lot = _own(request), (request.choice, request.lease_end)
-            if lot not in texts:
-                texts[lot] = _inserting(self._table, [*own], _of_lot(request) | written)
-            statements.append({"Statement": texts[lot], "Parameters": [*own.values()]})
+            if lot != (request.choice, request.lease_end):
+                lot, text = (request.choice, request.lease_end), _inserting(self._table, _of_lot(request) | written)
+            statements.append({"Statement": text, "Parameters": _own(request)})
         return await self._statements(statements)
 
     async def _claim_each(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
@@ -488,9 +488,9 @@ def _member_outcome(response: Mapping[str, Any] | None) -> Exception | None:
     return RefusedError(cause_of(code) or Cause.REFUSED, f"{code}: {error.get('Message') or ''}", code)
 
 
-def _inserting(table: str, names: Sequence[str], alike: Item) -> str:
-    """A statement with a parameter for each of `names`; what is alike in a batch stands in it."""
-    fields = [f"'{name}': ?" for name in names] + [f"'{name}': {_literal(value)}" for name, value in alike.items()]
+def _inserting(table: str, alike: Item) -> str:
+    """A statement with a parameter for each of `_OWN`; what is alike in a batch stands in it."""
+    fields = [f"'{name}': ?" for name in _OWN] + [f"'{name}': {_literal(value)}" for name, value in alike.items()]
     return f'INSERT INTO "{table}" VALUE {{{", ".join(fields)}}}'
 
 
@@ -507,19 +507,22 @@ def _literal(value: Mapping[str, str]) -> str:
 
 
 def _item(request: ClaimRequest) -> Item:
-    return _own(request) | _of_lot(request)
+    return dict(zip(_OWN, _own(request), strict=True)) | _of_lot(request)
 
 
-def _own(request: ClaimRequest) -> Item:
+_OWN = ("request_id", "owner", "work", "generation", "source_message_id")
+
+
+def _own(request: ClaimRequest) -> list[dict[str, str]]:
     """What a claim's item has of its own."""
-    message = request.message
-    return {
-        "request_id": {"S": message.request_id},
-        "owner": {"S": request.token},
-        "work": {"S": message.work},
-        "generation": {"N": str(message.generation)},
-        "source_message_id": {"S": request.source_message_id},
-    }
+    message, token, _, _, source_message_id = request
+    return [
+        {"S": message.request_id},
+        {"S": token},
+        {"S": message.work},
+        {"N": str(message.generation)},
+        {"S": source_message_id},
+    ]
 
 
 def _of_lot(request: ClaimRequest) -> Item:

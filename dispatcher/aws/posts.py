@@ -82,7 +82,8 @@ class Posts:
             while message.code < 200:  # "go on", which nobody asked for
                 protocol.start_timeout()
                 message, payload = await protocol.read()
-            answer = Answer(message.code, message.headers, await payload.read())
+            said = payload.read_nowait() if payload.is_eof() else await payload.read()
+            answer = Answer(message.code, message.headers, said)
             if transport.get_write_buffer_size():
                 protocol.force_close()  # answered before all was sent: the rest would stand before the next call
         except BaseException:
@@ -118,15 +119,15 @@ def _lines(headers: Mapping[str, str]) -> str:
 class Http:
     """The connections of one client.
 
-    Made as the SDK makes its own (this is its `http_session_cls`), with seconds to connect and to read. Unlike the
-    SDK's it checks host names, which aiobotocore before 3.9.0 leaves to urllib3, which is not there, and certificates
-    behind a proxy.
+    Made as the SDK makes its own (this is its `http_session_cls`), with seconds to connect and to read; None: the
+    caller limits the time. Unlike the SDK's it checks host names, which aiobotocore before 3.9.0 leaves to urllib3,
+    which is not there, and certificates behind a proxy.
     """
 
     def __init__(
         self,
         *,
-        timeout: tuple[float, float],
+        timeout: tuple[float, float | None],
         proxies: Mapping[str, str] | None,
         verify: bool | str,
         max_pool_connections: int,

@@ -79,18 +79,19 @@ class SendingQueue:
 
     async def _send_departing(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
         """Send those that may still depart now; each hears so, or stays."""
-        answers: dict[int, str | Exception] = {}
+        stay: dict[int, Exception] = {}
         for i, out in enumerate(batch):
             try:
                 out.departs()
             except LeaseTooShortError as late:
-                answers[i] = late
-        going = [i for i in range(len(batch)) if i not in answers]
-        if going:
-            answers |= zip(going, await self._send_now([batch[i] for i in going]), strict=True)
-        else:
+                stay[i] = late
+        if len(stay) == len(batch):
             self._withdraw()
-        return [answers[i] for i in range(len(batch))]
+            return [*stay.values()]
+        if not stay:
+            return await self._send_now(batch)
+        answers = iter(await self._send_now([out for i, out in enumerate(batch) if i not in stay]))
+        return [stay.get(i) or next(answers) for i in range(len(batch))]
 
     async def _send_now(self, batch: Sequence[Outgoing]) -> Sequence[str | Exception]:
         try:

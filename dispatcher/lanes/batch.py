@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,37 +13,30 @@ class BatchLimits:
     size: int | None = None  # bytes, over all items; None: no limit
 
 
-class Packed(Protocol):
-    """What can be packed."""
-
-    @property
-    def size(self) -> int: ...  # bytes
-
-    @property
-    def key(self) -> Hashable | None: ...  # no two of a batch may have the same, but for None
+type Packed = tuple[Any, int, Hashable, *tuple[Any, ...]]
+"""An item, its size in bytes, its key, and what else is kept of it: plain tuples, since each message is in four."""
 
 
-def pack[T: Packed](waiting: Sequence[T], limits: BatchLimits) -> tuple[list[T], list[T]]:
+def pack[T: Packed](waiting: Sequence[T], limits: BatchLimits) -> tuple[Sequence[T], Sequence[T]]:
     """Split `waiting` into what departs now and what stays, both in order.
 
     The first item always departs, even alone over the limit: the far side will say what is wrong with it. Of items
     with one key only the first departs: AWS refuses a batch that names a key twice. Once an item does not fit, only
     smaller ones behind it may still take the room.
     """
+    room = float("inf") if limits.size is None else limits.size
+    alike = len(waiting) - len({item[2] for item in waiting})
+    if len(waiting) <= limits.items and not alike and sum([item[1] for item in waiting]) <= room:
+        return waiting, []
     departing: list[T] = []
     staying: list[T] = []
     keys: set[Hashable] = set()
-    room = float("inf") if limits.size is None else limits.size
-    for position, item in enumerate(waiting):
-        if len(departing) == limits.items:
-            staying.extend(waiting[position:])
-            break
-        key = item.key
-        if (item.size <= room or not departing) and (key is None or key not in keys):
+    for item in waiting:
+        size, key = item[1], item[2]
+        if len(departing) < limits.items and (size <= room or not departing) and key not in keys:
             departing.append(item)
-            if key is not None:
-                keys.add(key)
-            room -= item.size
+            keys.add(key)
+            room -= size
         else:
             staying.append(item)
     return departing, staying

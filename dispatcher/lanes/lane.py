@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
+from itertools import count, repeat
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from dispatcher.errors import AmbiguousError
 from dispatcher.lanes.batch import BatchLimits, pack
@@ -27,7 +28,7 @@ class _Party[ResultT]:
     """Items that were submitted together: who waits for them is woken once, when the last one is answered."""
 
     departs_by: float  # loop time
-    answers: list[ResultT | Exception]
+    answers: list[ResultT | Exception | None]  # in order of the items
     missing: int
     complete: asyncio.Future[None]
     context: Context
@@ -37,20 +38,9 @@ class _Party[ResultT]:
         """Nobody waits for it any more."""
         return self.complete.done()
 
-    def answer(self, index: int, result: ResultT | Exception) -> None:
-        self.answers[index] = result
-        self.missing -= 1
-        if not self.missing and not self.gone:
-            self.complete.set_result(None)
 
-
-@dataclass(slots=True, eq=False)
-class _Entry[ItemT, ResultT]:
-    item: ItemT
-    size: int
-    key: Hashable | None
-    party: _Party[ResultT]
-    index: int  # in its party
+type _Entry[ItemT, ResultT] = tuple[ItemT, int, Hashable, _Party[ResultT], int]
+"""An item, its size, its key, its party and its place there."""
 
 
 class Lane[ItemT, ResultT]:
@@ -88,12 +78,13 @@ class Lane[ItemT, ResultT]:
         self._whole = whole
         self._size_of = size_of
         self._key_of = key_of
+        self._unlike = count()  # keys of items that have none
         self._waiting: list[_Entry[ItemT, ResultT]] = []
         self._waiting_size = 0
         self._flying = 0
         self._hurried = False
         self._timer: asyncio.Handle | None = None
-        self._flights: dict[asyncio.Task[None], list[_Entry[ItemT, ResultT]]] = {}
+        self._flights: dict[asyncio.Task[None], Sequence[_Entry[ItemT, ResultT]]] = {}
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -107,15 +98,14 @@ class Lane[ItemT, ResultT]:
         self._open = False
         self.hurry()
         for flight, batch in self._flights.items():
-            if all(entry.party.gone for entry in batch):
+            if all(party.gone for _, _, _, party, _ in batch):
                 flight.cancel()
         try:
             while self._flights and fault is None:
                 await asyncio.wait(self._flights)
         finally:  # after a fault or a cancellation something may be left; its callers must not wait for ever
-            for entry in self._waiting:
-                entry.party.answer(entry.index, LaneClosedError("the lane ended before this item departed"))
-            self._waiting.clear()
+            late, self._waiting = self._waiting, []
+            self._answer(late, [LaneClosedError("the lane ended before this item departed") for _ in late])
             for flight in self._flights:
                 flight.cancel()
             await asyncio.gather(*self._flights, return_exceptions=True)
@@ -142,19 +132,15 @@ class Lane[ItemT, ResultT]:
             raise LaneClosedError("the lane is closed")
         if not items:
             return []
-        loop = self._loop
-        departs_by = loop.time() + self._linger_s
-        unanswered = AmbiguousError("no answer yet")
-        # not subscripted, here and below: at run time that costs as much as all the rest
+        loop, many = self._loop, len(items)
+        # not subscripted: at run time that costs as much as all the rest
         party: _Party[ResultT] = _Party(
-            departs_by, [unanswered] * len(items), len(items), loop.create_future(), copy_context()
+            loop.time() + self._linger_s, [None] * many, many, loop.create_future(), copy_context()
         )
-        for index, item in enumerate(items):
-            size = self._size_of(item) if self._size_of else 0
-            key = self._key_of(item) if self._key_of else None
-            entry: _Entry[ItemT, ResultT] = _Entry(item, size, key, party, index)
-            self._waiting.append(entry)
-            self._waiting_size += size
+        sizes = [*map(self._size_of, items)] if self._size_of else [0] * many
+        keys = [*map(self._key_of, items)] if self._key_of else self._unlike
+        self._waiting += zip(items, sizes, keys, repeat(party), range(many))
+        self._waiting_size += sum(sizes)
         if self._timer is None and self._eager and not self._flying:
             self._timer = loop.call_soon(self._on_time)
         elif self._timer is None or self._full:
@@ -162,12 +148,11 @@ class Lane[ItemT, ResultT]:
         try:
             await party.complete
         except asyncio.CancelledError:
-            withdrawn = [entry for entry in self._waiting if entry.party is party]
-            self._waiting = [entry for entry in self._waiting if entry.party is not party]
-            self._waiting_size -= sum([entry.size for entry in withdrawn])
+            self._waiting = [entry for entry in self._waiting if entry[3] is not party]
+            self._waiting_size = sum([size for _, size, _, _, _ in self._waiting])
             raise
         answers, party.answers = party.answers, []  # as above: errors lead back to the party
-        return answers
+        return cast("Sequence[ResultT | Exception]", answers)  # each has one now
 
     def hurry(self) -> None:
         """From now on nothing waits for company: while draining there is none to come."""
@@ -187,7 +172,7 @@ class Lane[ItemT, ResultT]:
         """How many of those that wait may depart in the next batch."""
         most = self._limits.items
         if self._whole and len(self._waiting) > most:
-            parties = [entry.party for entry in self._waiting[: most + 1]]
+            parties = [party for _, _, _, party, _ in self._waiting[: most + 1]]
             if parties[-1] is parties[-2]:  # it would be cut
                 return parties.index(parties[-1]) or most
         return most
@@ -200,7 +185,7 @@ class Lane[ItemT, ResultT]:
         """Start every flush that is due, and set the timer for the next one."""
         loop = self._loop
         while self._waiting and self._flying < self._flushes_max:
-            due = self._waiting[0].party.departs_by
+            due = self._waiting[0][3].departs_by
             idle = self._eager and not self._flying
             if not (self._full or self._hurried or idle or due <= loop.time()):
                 if self._timer is None:  # one that is set rings no later, and looks again
@@ -208,8 +193,8 @@ class Lane[ItemT, ResultT]:
                 return
             most = self._most()
             batch, staying = pack(self._waiting[:most], self._limits)
-            self._waiting = staying + self._waiting[most:]
-            self._waiting_size -= sum([entry.size for entry in batch])
+            self._waiting = [*staying, *self._waiting[most:]]
+            self._waiting_size -= sum([size for _, size, _, _, _ in batch])
             self._flying += 1
             flight = loop.create_task(self._fly(batch))
             self._flights[flight] = batch
@@ -218,29 +203,33 @@ class Lane[ItemT, ResultT]:
             self._timer.cancel()
             self._timer = None
 
-    async def _fly(self, batch: list[_Entry[ItemT, ResultT]]) -> None:
-        batch = [entry for entry in batch if not entry.party.gone]  # whose caller has gone is withdrawn till now
+    async def _fly(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
+        batch = [
+            entry for entry in batch if not entry[3].complete.done()
+        ]  # whose caller has gone is withdrawn till now
         if not batch:
             return
-        mates.set(tuple([entry.party.context for entry in batch]))
+        mates.set(tuple([entry[3].context for entry in batch]))
         self._answer(batch, await self._results(batch))  # apart: a frame that an error came through must not hold it
 
-    async def _results(self, batch: list[_Entry[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
+    async def _results(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
         try:
-            return await self._flush([entry.item for entry in batch])
+            return await self._flush([entry[0] for entry in batch])
         except Exception as fault:  # each of the batch gets it
             return [fault] * len(batch)
 
-    def _answer(self, batch: list[_Entry[ItemT, ResultT]], results: Sequence[ResultT | Exception]) -> None:
+    def _answer(self, batch: Sequence[_Entry[ItemT, ResultT]], results: Sequence[ResultT | Exception]) -> None:
         missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
-        for entry, result in zip(batch, [*results, *missing] if missing else results, strict=False):
-            entry.party.answer(entry.index, result)
+        for (_, _, _, party, index), result in zip(batch, [*results, *missing] if missing else results, strict=False):
+            party.answers[index] = result
+            party.missing -= 1
+            if not party.missing and not party.gone:
+                party.complete.set_result(None)
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         """However the flight ended, cancelled before its first step included, nobody waits on."""
         batch = self._flights.pop(flight)
         self._flying -= 1
         if flight.cancelled() or flight.exception():
-            for entry in batch:
-                entry.party.answer(entry.index, AmbiguousError("the call was cut off"))
+            self._answer(batch, [AmbiguousError("the call was cut off") for _ in batch])
         self._depart()

@@ -158,11 +158,10 @@ class Intake:
         self._ended([flight], Outcome.FAILED)
 
     def _ended(self, flights: Sequence[Flight], outcome: Outcome) -> None:
+        self.board.unbook(*flights)
         for flight in flights:
             flight.step = Step.ENDED
-            self.board.unbook(flight)
             self.in_flight.remove(flight)
-        self.board.notify()
         self.metrics.messages.labels(outcome).inc(len(flights))
         if outcome is Outcome.DISPATCHED:
             now = asyncio.get_running_loop().time()

@@ -17,6 +17,7 @@ Each is multiplied by the operator's static weight.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from math import floor
 
 from dispatcher.model import Depth, Policy, Priority, Region
@@ -43,7 +44,7 @@ class Freshness(StrEnum):
     UNKNOWN = "unknown"  # older, or never read: the probe share only. Never zero messages
 
 
-@dataclass(slots=True)
+@dataclass
 class RegionView:
     """What is known of one Region at one moment. Rates are messages per second."""
 
@@ -67,7 +68,7 @@ class RegionView:
     ttl_s: float
     under_way_max: int  # a Region that hangs holds up no more than this
 
-    @property
+    @cached_property
     def freshness(self) -> Freshness:
         if self.depth is None or self.age_s > 2 * self.ttl_s:
             return Freshness.UNKNOWN
@@ -77,12 +78,12 @@ class RegionView:
     def visible(self) -> int:
         return self.depth.visible if self.depth else 0
 
-    @property
+    @cached_property
     def wait_s(self) -> float:
         """Seconds until a new message there would meet a worker; 0 while nobody knows."""
         return self.projected / self.drain if self.drain else 0.0
 
-    @property
+    @cached_property
     def committed(self) -> float:
         """Messages that count against the threshold."""
         without_drain = self.visible + self.own_since + self.others_since

@@ -1,9 +1,9 @@
 """The closed catalogue of series (docs/reference/metrics.md). Every label value exists from the start, with zero."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
@@ -34,6 +34,13 @@ def _begin(series: Gauge) -> None:
     """With a zero of long ago, where several processes are one: without any it is not shown; one of now would hide
     what the others have read."""
     series._value.set(0, timestamp=1.0)
+
+
+class CallSeries(NamedTuple):
+    """Of one operation in one Region."""
+
+    seconds: Histogram
+    requests: Mapping[str, Counter]  # by outcome
 
 
 class Metrics:
@@ -176,17 +183,16 @@ class Metrics:
         home = Region("-")
         return cls(CollectorRegistry(), home=home, regions=(), policy="-", version="-", revision="-", in_flight_limit=0)
 
-    def prepare_call(self, service: str, operation: str, region: Region) -> None:
-        """Create the series of a call before it is first made."""
-        for outcome in (ANSWERED, RETRIED, *Cause):
-            self.aws_requests.labels(service, operation, region, outcome)
-        self.observe_call(service, operation, region, None)
-
-    def observe_call(self, service: str, operation: str, region: Region, seconds: float | None) -> None:
+    def of_call(self, service: str, operation: str, region: Region) -> "CallSeries":
+        """Return the series of a call; they exist from now on."""
         is_ledger = service == "dynamodb"
-        series = self.ledger_duration.labels(operation) if is_ledger else self.sqs_duration.labels(operation, region)
-        if seconds is not None:
-            series.observe(seconds)
+        return CallSeries(
+            self.ledger_duration.labels(operation) if is_ledger else self.sqs_duration.labels(operation, region),
+            {
+                outcome: self.aws_requests.labels(service, operation, region, outcome)
+                for outcome in (ANSWERED, RETRIED, *Cause)
+            },
+        )
 
     def shadow(self, chosen: Region, shadow: Region) -> None:
         """Count a choice beside the one that the shadow policy would have made."""

@@ -59,7 +59,7 @@ class Summary:
     messages: int = 0
     poison: int = 0
     calls: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     kills: int = 0
     drains: int = 0
     redriven: int = 0
@@ -88,7 +88,7 @@ class Summary:
         ]
 
     def lines(self) -> list[str]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.faults.most_common())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(self.faults).most_common())
         lines = [
             f"seed {self.seed}, {self.seconds:.0f} s: {self.requests} requests in {self.messages} messages, "
             f"{self.poison} of poison besides",
@@ -263,7 +263,7 @@ async def chaos(
     for region in REGIONS:
         arrived.update(arrival.body for arrival in await world.take(region))
     summary.seconds = time.monotonic() - started
-    summary.calls, summary.faults = books.calls, books.faults
+    summary.calls, summary.faults = books.calls, dict(books.faults)
     by_id = Counter[str]()
     for body, count in arrived.items():
         by_id[json.loads(body)["request_id"]] += count

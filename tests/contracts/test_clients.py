@@ -77,9 +77,12 @@ async def test_a_server_that_takes_the_call_and_never_answers_ends_it_at_its_tim
     for name, value in Cloud("ministack", endpoint).environment.items():
         monkeypatch.setenv(name, value)
     async with server, Clients(Clock(), Metrics.unread(), kind=kind) as clients:
-        call = await clients.open("sqs", HOME, pool=1, attempts=1, read_timeout_s=0.3)
+        once = await clients.open("sqs", HOME, pool=1, attempts=1, read_timeout_s=0.3, total_timeout_s=0.6)
+        with pytest.raises(AmbiguousError, match="Timeout"):
+            await once("receive_message", QueueUrl=f"{endpoint}/1/master", WaitTimeSeconds=20)
+        twice = await clients.open("sqs", HOME, pool=1, attempts=2, read_timeout_s=0.3)
         with pytest.raises(AmbiguousError, match=r"ReadTimeout|SocketTimeout"):
-            await call("receive_message", QueueUrl=f"{endpoint}/1/master", WaitTimeSeconds=20)
+            await twice("receive_message", QueueUrl=f"{endpoint}/1/master", WaitTimeSeconds=20)
         slow = await clients.open("sqs", HOME, pool=1, attempts=3, read_timeout_s=60.0, total_timeout_s=0.3)
         with pytest.raises(AmbiguousError):  # nor does the SDK's trying again go past the whole's limit
             await slow("delete_message_batch", QueueUrl=f"{endpoint}/1/master", Entries=[])

@@ -36,8 +36,8 @@ def catalogue() -> dict[str, set[str]]:
         registry, home=regions[0], regions=regions, policy=Policy.PROJECTED_WAIT, version="1", revision="1",
         in_flight_limit=1,
     )  # fmt: skip
-    metrics.prepare_call("sqs", "send_message_batch", regions[0])
-    metrics.prepare_call("dynamodb", "put_item", regions[0])
+    metrics.of_call("sqs", "send_message_batch", regions[0])
+    metrics.of_call("dynamodb", "put_item", regions[0])
     ProcessCollector(registry=registry)
     series: dict[str, set[str]] = {}
     for family in registry.collect():

@@ -77,9 +77,9 @@ class BreakingLedger:
     async def claim(self, request: ClaimRequest) -> ClaimAnswer:
         return await self._learning(self.fake.claim(request))
 
-    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claimed | Exception | None]:
+    async def claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[bool | Exception]:
         answers = await each(self.claim(request) for request in requests)
-        return [answer if isinstance(answer, Claimed | Exception) else None for answer in answers]
+        return [answer if isinstance(answer, Exception) else isinstance(answer, Claimed) for answer in answers]
 
     async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
         return await self._learning(self.fake.look(request))

@@ -67,8 +67,8 @@ def registry() -> CollectorRegistry:
     metrics = Metrics(
         made, home=HOME, regions=[A, B], policy="inverse-depth", version="1", revision="abc", in_flight_limit=7
     )
-    metrics.prepare_call("sqs", "send_message_batch", A)
-    metrics.prepare_call("dynamodb", "put_item", HOME)
+    metrics.of_call("sqs", "send_message_batch", A)
+    metrics.of_call("dynamodb", "put_item", HOME)
     return made
 
 

