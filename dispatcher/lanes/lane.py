@@ -10,13 +10,16 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from itertools import count, repeat
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 from dispatcher.errors import AmbiguousError
 from dispatcher.lanes.batch import BatchLimits, pack
 
 mates: ContextVar[tuple[Context, ...]] = ContextVar("mates", default=())
 """Inside a flush: the contexts of those who wait for it, for whoever traces."""
+
+
+_UNANSWERED = AmbiguousError("no answer yet")
 
 
 class LaneClosedError(Exception):
@@ -28,7 +31,7 @@ class _Party[ResultT]:
     """Items that were submitted together: who waits for them is woken once, when the last one is answered."""
 
     departs_by: float  # loop time
-    answers: list[ResultT | Exception | None]  # in order of the items
+    answers: list[ResultT | Exception]  # in order of the items
     missing: int
     complete: asyncio.Future[None]
     context: Context
@@ -135,7 +138,7 @@ class Lane[ItemT, ResultT]:
         loop, many = self._loop, len(items)
         # not subscripted: at run time that costs as much as all the rest
         party: _Party[ResultT] = _Party(
-            loop.time() + self._linger_s, [None] * many, many, loop.create_future(), copy_context()
+            loop.time() + self._linger_s, [_UNANSWERED] * many, many, loop.create_future(), copy_context()
         )
         sizes = [*map(self._size_of, items)] if self._size_of else [0] * many
         keys = [*map(self._key_of, items)] if self._key_of else self._unlike
@@ -152,7 +155,7 @@ class Lane[ItemT, ResultT]:
             self._waiting_size = sum([size for _, size, _, _, _ in self._waiting])
             raise
         answers, party.answers = party.answers, []  # as above: errors lead back to the party
-        return cast("Sequence[ResultT | Exception]", answers)  # each has one now
+        return answers
 
     def hurry(self) -> None:
         """From now on nothing waits for company: while draining there is none to come."""
@@ -204,9 +207,8 @@ class Lane[ItemT, ResultT]:
             self._timer = None
 
     async def _fly(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
-        batch = [
-            entry for entry in batch if not entry[3].complete.done()
-        ]  # whose caller has gone is withdrawn till now
+        # whose caller has gone is withdrawn till now
+        batch = [entry for entry in batch if not entry[3].complete.done()]
         if not batch:
             return
         mates.set(tuple([entry[3].context for entry in batch]))

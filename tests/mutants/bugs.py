@@ -49,15 +49,15 @@ BUGS = (
         PIPELINE,
         "        confirmed = await self._confirm_all(sent, part)\n"
         "        await self._acknowledge_all(confirmed, part)\n",
-        "        await self._acknowledge_all(sent, part)\n        await self._confirm_all(sent, part)\n",
+        "        await self._acknowledge_all([flight for flight, _, _ in sent], part)\n"
+        "        await self._confirm_all(sent, part)\n",
         (PATH, SEEDS),
     ),
     Bug(
         "send a claim that was refused together with others",
         PIPELINE,
-        "                case None:\n                    part(flight, Taken(choice))\n",
-        "                case None if flight.claim:\n"
-        "                    claimed.append(Going(flight, message, flight.claim))\n",
+        "            elif not answer:\n",
+        "            elif answer is None:\n",
         (PATH, SEEDS),
     ),
     Bug(

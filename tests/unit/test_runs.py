@@ -208,3 +208,60 @@ def test_a_client_cannot_fill_the_memory_with_names() -> None:
     kept = world.board._serving
     assert sum(map(len, kept)) <= 1000 * 200
     assert len(kept) <= 1000
+
+
+def flights(many: int, receive: float) -> list[Flight]:
+    delivery = Delivery("m", "r", "{}", {}, None, 0.0, 1)
+    return [Flight(delivery, received_at=0.0, visible_until=receive) for _ in range(many)]
+
+
+@pytest.mark.parametrize("policy", [Policy.FIXED, Policy.INVERSE_DEPTH])
+@pytest.mark.parametrize("threshold", [100_000, 300, 25])
+@pytest.mark.parametrize("flying", [0, 30, 200])
+def test_booked_together_messages_go_where_they_would_have_gone_one_by_one(
+    policy: Policy, threshold: int, flying: int
+) -> None:
+    regions = {A: 3.0, B: 2.0, C: 1.0}
+    one, all_ = (World(regions, threshold=threshold, policy=policy) for _ in range(2))
+    random = Random(5)
+    for receive in range(60):
+        priority, many = random.choice(list(Priority)), random.randint(1, BATCH)
+        singly, together = flights(many, receive), flights(many, receive)
+        chosen = [one.board.book(flight, "m", priority) for flight in singly]
+        assert all_.board.book_all(together, "m", priority) == chosen
+        assert [flight.region for flight in together] == [choice and choice.region for choice in chosen]
+        one.flying += singly
+        all_.flying += together
+        one.land(flying)
+        all_.land(flying)
+    assert one.board.views() == all_.board.views()
+
+
+def test_a_choice_goes_by_all_that_was_booked_sent_and_learnt_before_it() -> None:
+    """What is not looked at anew is as it was: nothing happened there, and no time has passed."""
+    world = World({A: 3.0, B: 2.0, C: 1.0}, threshold=200)
+    random, regions = Random(7), [A, B, C]
+    aged = 0
+    for receive in range(400):
+        match random.randint(0, 6):
+            case 0:
+                region = random.choice(regions)
+                world.board.post(region, Depth(random.randint(0, 150), 1, 0), world.board.begin_reading(region))
+            case 1:
+                world.board.learn(random.choice(regions), succeeded=random.random() < 0.7)
+            case 2:
+                world.board.count(random.choice(regions), random.randint(-2, 2))
+            case 3:
+                world.land(random.randint(0, len(world.flying)))
+            case 4 if world.flying:
+                world.board.unbook(*world.flying[-3:])
+            case _:
+                some = flights(random.randint(1, BATCH), receive)
+                world.board.book_all(some, "m")
+                world.flying += some
+        assert world.board._look() == world.board.views()
+        if random.random() < 0.2:
+            world.now += LOOK_S / 2
+            aged += world.board._look() != world.board.views()
+            world.now += LOOK_S / 2
+    assert aged, "the time that passes alone is looked at later"
