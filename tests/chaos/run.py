@@ -36,6 +36,9 @@ THROTTLED = {"sqs": "RequestThrottled", "dynamodb": "ProvisionedThroughputExceed
 HOLDS_MOST = 10  # faults that stand at once
 TWINS, POISON = 0.1, 0.02
 SAMPLE_S = 2.0
+WARM_S = 360.0
+"""Until then memory grows to what the worst moments of the weather need, and then stands (docs/guarantees.md)."""
+THIRD_MIN = 30  # samples: a minute
 SETTLE_S = 180.0
 
 
@@ -70,7 +73,7 @@ class Summary:
     bad_exits: list[str] = field(default_factory=list)
     bugs: int = 0  # logged as such
     samples: list[Sample] = field(default_factory=list)
-    rss_growth: float = 0.0  # of the last third over the first, after the warm-up
+    rss_growth: float | None = None  # of the last third over the first, once warm; None: it was over before that
     idle: dict[str, float] = field(default_factory=dict)  # of the one that lives on, when all is done
 
     @property
@@ -99,9 +102,10 @@ class Summary:
         ]
         if self.samples:
             first, last = self.samples[0], self.samples[-1]
+            grew = "too short to tell a leak" if self.rss_growth is None else f"{self.rss_growth:+.1%} once warm"
             lines.append(
                 f"the one that lived on: memory {first.rss / 1e6:.1f} → {last.rss / 1e6:.1f} MB "
-                f"({self.rss_growth:+.1%} after warm-up), files {first.fds:.0f} → {self.idle.get('fds', 0):.0f}, "
+                f"({grew}), files {first.fds:.0f} → {self.idle.get('fds', 0):.0f}, "
                 f"tasks {first.tasks:.0f} → {self.idle.get('tasks', 0):.0f}, slots taken in the end "
                 f"{self.idle.get('in_flight', 0):.0f}, healthy in {sum(s.healthy for s in self.samples)} of "
                 f"{len(self.samples)} samples"
@@ -313,10 +317,10 @@ def _redrive(world: World) -> dict[str, int]:
     return counts
 
 
-def _growth(samples: list[Sample]) -> float:
-    """How much more memory the last third has than the first, once a quarter has passed for the warm-up."""
-    warm = samples[len(samples) // 4 :]
+def _growth(samples: list[Sample]) -> float | None:
+    """How much more memory the last third has than the first, of those that were taken after the warm-up."""
+    warm = [sample for sample in samples if sample.at >= WARM_S]
     third = len(warm) // 3
-    if third == 0:
-        return 0.0
+    if third < THIRD_MIN:
+        return None
     return fmean(s.rss for s in warm[-third:]) / fmean(s.rss for s in warm[:third]) - 1

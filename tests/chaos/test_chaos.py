@@ -1,6 +1,8 @@
 """The short form; `make chaos` is the long one."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ async def test_killed_and_cut_off_at_random_three_dispatchers_lose_nothing(
         summary = await chaos(world, books, seed=seed, seconds=25, rate=20)
     print("\n".join(summary.lines()))
     assert not summary.faults_found, summary.faults_found
+    assert json.loads(json.dumps(asdict(summary)))["faults"] == summary.faults
     assert summary.kills + summary.drains >= 1
     assert sum(summary.faults.values()) >= 10
     assert summary.requests >= 300
