@@ -414,6 +414,16 @@ def test_twins_by_key_go_in_different_batches() -> None:
     run_virtual(main())
 
 
+def test_without_keys_items_that_are_equal_go_in_one_batch() -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane(items=3) as lane:
+            await settled(*submit_all(lane, "aaa"))
+        assert far.batches == [["a", "a", "a"]]
+
+    run_virtual(main())
+
+
 def test_a_twin_that_stays_behind_waits_no_longer_than_its_own_linger() -> None:
     async def main() -> None:
         far = Far()
