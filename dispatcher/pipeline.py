@@ -380,7 +380,8 @@ class Pipeline:
             for (_, message), choice in zip(alike, choices, strict=True):
                 if choice:
                     self._chosen(message, choice)
-        except Exception:  # a bug: `carry` meets it again, and tells
+        except Exception:  # a bug: `carry` meets it again, and tells; no place is kept, or it would find none left
+            self.board.unbook(*[flight for flight, _ in alike])
             return [None] * len(alike)
         return choices
 

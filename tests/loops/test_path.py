@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dispatcher import pipeline
 from dispatcher.errors import Cause, RefusedError
 from dispatcher.inflight import Flight
-from dispatcher.model import Attribute, Claimed, Delivery, Region
+from dispatcher.model import Attribute, Choice, Claimed, Delivery, Message, Region
 from dispatcher.pipeline import LOST_ANSWERS_MAX, Terms
 from dispatcher.policy import envelope
 from tests.fakes.faults import Trouble, freeze, hangs, lost_answer, lost_request, refused, slow
@@ -129,6 +129,25 @@ def test_a_bug_in_one_message_s_attributes_costs_that_message_alone(monkeypatch:
             await here.until(lambda: process.outcomes() == {"dispatched": 9, "failed": 1})
             assert process.value("errors_total", stage="route", error="unexpected") == 1
             monkeypatch.undo()
+
+    run_virtual(story())
+
+
+def test_a_bug_in_telling_of_one_choice_leaves_those_that_came_with_it_no_places() -> None:
+    """Each is chosen for anew, alone: with the places kept there would be room for none, and nothing to wait for."""
+
+    def tells(message: Message, _: Choice) -> None:
+        if message.request_id == "r3":
+            raise ZeroDivisionError
+
+    async def story() -> None:
+        async with world(A, threshold=10, receives_max=1, allows=("losses",)) as here:
+            for number in range(10):
+                here.submit(f"r{number}")
+            process = here.start(pollers=1)
+            object.__setattr__(process.pipeline, "chose", tells)  # it is frozen
+            await here.until(lambda: process.outcomes() == {"dispatched": 9, "failed": 1}, within_s=1)
+            assert process.in_flight.placed == 0
 
     run_virtual(story())
 
