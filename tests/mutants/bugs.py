@@ -56,8 +56,8 @@ BUGS = (
     Bug(
         "send a claim that was refused together with others",
         PIPELINE,
-        "            elif not answer:\n",
-        "            elif answer is None:\n",
+        "            elif not answer:\n                part(flight, Taken(choice))\n",
+        "            elif not answer:\n                claimed.append(Going(flight, message, claim))\n",
         (PATH, SEEDS),
     ),
     Bug(
@@ -125,8 +125,8 @@ BUGS = (
     Bug(
         "release after an ambiguous send",
         PIPELINE,
-        "            flight.step = Step.SENDING\n\n        delivery",
-        "            pass\n\n        delivery",
+        "        flight.step = Step.SENDING\n\n    async def _until_answered",
+        "\n    async def _until_answered",
         (PATH,),
     ),
     Bug(
