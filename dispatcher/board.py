@@ -426,7 +426,7 @@ class Board:
             if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
                 upto = place.own.total + place.booked + room[region]
                 length = min(BATCH, max(place.booked, self._booked // len(self._places)))
-                self._run = _Run(choice, priority, serving, split, upto, self._now(), length, flight.visible_until)
+                self._run = _Run(choice, priority, serving, split, upto, self._seen_at, length, flight.visible_until)
             self._move(flight, region)
             return choice
         return None

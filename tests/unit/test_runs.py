@@ -163,6 +163,19 @@ def test_a_run_is_of_one_priority_and_of_one_moment() -> None:
     assert world.board._run is not begun
 
 
+def test_a_run_goes_on_no_longer_than_the_look_that_it_was_chosen_by() -> None:
+    world = World({A: 1.0, B: 1.0})
+    world.busy(400)
+    world.now += LOOK_S
+    world.book(receive=1e9 + 1)  # looks
+    world.now += 0.9 * LOOK_S
+    world.book(receive=1e9 + 2)  # goes by that look
+    begun = world.board._run
+    world.now += 0.2 * LOOK_S
+    world.book(receive=1e9 + 2)
+    assert world.board._run is not begun
+
+
 def test_a_run_ends_with_its_receive() -> None:
     """What came together is claimed together: a run across two receives would be sent in two parts."""
     world = World({A: 1.0, B: 1.0})
