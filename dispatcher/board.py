@@ -129,8 +129,8 @@ class Board:
         self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
         self._looked_at = -math.inf  # for `has_room`
-        self._seen: dict[Region, RegionView] = {}  # since then, by `_look`
-        self._seen_at = -math.inf
+        self._seen: dict[Region, RegionView] = {}  # that `_look` keeps
+        self._seen_at = -math.inf  # none of them is older
         self._room_upto = 0  # messages that this process may have sent or booked anywhere, ever, as seen then
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]

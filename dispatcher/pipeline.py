@@ -506,11 +506,12 @@ class Pipeline:
             return Sent(claim, sqs_message_id)
 
     def _accepted(self, region: Region, priority: Priority, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            flight.step = Step.ACCEPTED
         self.board.accepted(*flights)
         self.metrics.dispatched.labels(region, priority).inc(len(flights))
         now = self.clock.now()
         for flight in flights:
-            flight.step = Step.ACCEPTED
             self.metrics.message_age.observe(max(0.0, now - flight.delivery.sent_at))
 
     async def _check_deadline(self, flight: Flight, message: Message, claim: Claimed) -> None:

@@ -146,7 +146,10 @@ class Ledger:
         if claimed == len(requests):
             return [True] * claimed
         self._metrics.claims.labels("error").inc(sum(isinstance(refusal, AwsError) for refusal in refusals))
-        return [refusal is None or (not isinstance(refusal, _ConditionError) and refusal) for refusal in refusals]
+        return [
+            True if refusal is None else False if isinstance(refusal, _ConditionError) else refusal
+            for refusal in refusals
+        ]
 
     async def look(self, request: ClaimRequest) -> ClaimAnswer | None:
         """Return what the item means that refused a claim; None: there is none any more. Raises AwsError."""

@@ -82,6 +82,7 @@ class Posts:
             while message.code < 200:  # "go on", which nobody asked for
                 protocol.start_timeout()
                 message, payload = await protocol.read()
+            # as a rule it came with its head, and needs no coroutines to be read
             said = payload.read_nowait() if payload.is_eof() else await payload.read()
             answer = Answer(message.code, message.headers, said)
             if transport.get_write_buffer_size():

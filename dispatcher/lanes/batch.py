@@ -25,12 +25,12 @@ def pack[T: Packed](waiting: Sequence[T], limits: BatchLimits) -> tuple[Sequence
     smaller ones behind it may still take the room.
     """
     room = float("inf") if limits.size is None else limits.size
-    alike = len(waiting) - len({item[2] for item in waiting})
-    if len(waiting) <= limits.items and not alike and sum([item[1] for item in waiting]) <= room:
+    keys = {item[2] for item in waiting}
+    if len(waiting) == len(keys) <= limits.items and sum([item[1] for item in waiting]) <= room:
         return waiting, []
     departing: list[T] = []
     staying: list[T] = []
-    keys: set[Hashable] = set()
+    keys = set()
     for item in waiting:
         size, key = item[1], item[2]
         if len(departing) < limits.items and (size <= room or not departing) and key not in keys:

@@ -71,7 +71,7 @@ class Lane[ItemT, ResultT]:
         key_of: Callable[[ItemT], Hashable] | None = None,
     ) -> None:
         """`size_of`: bytes of an item; without it nothing is counted. `key_of`: two items with the same key are never
-        in one batch; without it there are no such.
+        in one batch; without it each has its own.
         """
         self._flush = flush
         self._limits = limits

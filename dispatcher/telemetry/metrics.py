@@ -183,7 +183,7 @@ class Metrics:
         home = Region("-")
         return cls(CollectorRegistry(), home=home, regions=(), policy="-", version="-", revision="-", in_flight_limit=0)
 
-    def of_call(self, service: str, operation: str, region: Region) -> "CallSeries":
+    def of_call(self, service: str, operation: str, region: Region) -> CallSeries:
         """Return the series of a call; they exist from now on."""
         is_ledger = service == "dynamodb"
         return CallSeries(
