@@ -20,22 +20,23 @@ RULES = {
 DELIVERY = Delivery("m", "r", "{}", {}, None, 0.0, 1)
 
 
+class Forgetful(Board):
+    """Keeps no view."""
+
+    def _look(self) -> Mapping[Region, RegionView]:
+        self._seen_at = -math.inf
+        return super()._look()
+
+
 class Twins:
     """Two boards that hear the same: one books in lots, by views that it keeps; the other one by one, by new ones."""
 
     def __init__(self, seed: int, policy: Policy, shadow: Policy | None) -> None:
         self.now = 1_000.0
         self.kept, self.fresh = (
-            Board(RULES, ttl_s=20.0, slots=60, random=Random(seed), now=lambda: self.now, policy=policy, shadow=shadow)
-            for _ in range(2)
+            kind(RULES, ttl_s=20.0, slots=60, random=Random(seed), now=lambda: self.now, policy=policy, shadow=shadow)
+            for kind in (Board, Forgetful)
         )
-        kept = self.fresh._look
-
-        def look() -> Mapping[Region, RegionView]:
-            self.fresh._seen_at = -math.inf
-            return kept()
-
-        self.fresh._look = look  # type: ignore[method-assign]
         self.flying: list[tuple[Flight, Flight]] = []
 
     def step(self, random: Random) -> None:
