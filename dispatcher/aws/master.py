@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 VISIBILITY_MAX_S = 43200  # SQS: most seconds of invisibility, counted from the receive (ChangeMessageVisibility)
 DELETE_LINGER_S = 0.05  # off the latency path: better full batches
+DELETES_MAX = 20  # calls at once: what one core can dispatch, with answers that take 20 ms
 EXTEND_LINGER_S = 0.02
 
 
@@ -33,7 +34,7 @@ class MasterQueue:
         self._wait_s = wait_s
         self._visibility_s = visibility_s
         limits = BatchLimits(items=ENTRIES_MAX)
-        self._deletes = Lane(self._delete, limits=limits, linger_s=DELETE_LINGER_S, flushes_max=8)
+        self._deletes = Lane(self._delete, limits=limits, linger_s=DELETE_LINGER_S, flushes_max=DELETES_MAX)
         self._changes = Lane(self._change, limits=limits, linger_s=EXTEND_LINGER_S, flushes_max=8)
         self._stack = AsyncExitStack()
         receiving.prepare("receive_message")

@@ -88,6 +88,7 @@ class Lane[ItemT, ResultT]:
         self._hurried = False
         self._timer: asyncio.Handle | None = None
         self._flights: dict[asyncio.Task[None], Sequence[_Entry[ItemT, ResultT]]] = {}
+        self._landing = asyncio.Event()  # set by each
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -104,8 +105,9 @@ class Lane[ItemT, ResultT]:
             if all(party.gone for _, _, _, party, _ in batch):
                 flight.cancel()
         try:
-            while self._flights and fault is None:
-                await asyncio.wait(self._flights)
+            while self._flying and fault is None:
+                self._landing.clear()
+                await self._landing.wait()
         finally:  # after a fault or a cancellation something may be left; its callers must not wait for ever
             late, self._waiting = self._waiting, []
             self._answer(late, [LaneClosedError("the lane ended before this item departed") for _ in late])
@@ -130,17 +132,20 @@ class Lane[ItemT, ResultT]:
         """Return each item's own result or error, in order, once all have one: for much less than one `submit` each.
 
         They depart as single ones would, and need not be in one batch. A cancellation withdraws what has not departed.
+        Those that fill a batch by themselves wait for nobody: their caller flies it, and a cancellation cuts it off.
         """
         if not self._open:
             raise LaneClosedError("the lane is closed")
         if not items:
             return []
         loop, many = self._loop, len(items)
+        sizes = [*map(self._size_of, items)] if self._size_of else [0] * many
+        if self._may_fly_alone(sizes):
+            return await self._fly_alone(items)
         # not subscripted: at run time that costs as much as all the rest
         party: _Party[ResultT] = _Party(
             loop.time() + self._linger_s, [_UNANSWERED] * many, many, loop.create_future(), copy_context()
         )
-        sizes = [*map(self._size_of, items)] if self._size_of else [0] * many
         keys = [*map(self._key_of, items)] if self._key_of else self._unlike
         self._waiting += zip(items, sizes, keys, repeat(party), range(many))
         self._waiting_size += sum(sizes)
@@ -206,23 +211,42 @@ class Lane[ItemT, ResultT]:
             self._timer.cancel()
             self._timer = None
 
+    def _may_fly_alone(self, sizes: Sequence[int]) -> bool:
+        """Whether items of these sizes fill a batch by themselves, and one may fly now."""
+        full = len(sizes) == self._limits.items and (self._limits.size is None or sum(sizes) <= self._limits.size)
+        return full and self._key_of is None and self._flying < self._flushes_max
+
+    async def _fly_alone(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+        """In the caller's own task, without a party and a task of its own: most batches of a busy lane go so."""
+        self._flying += 1
+        before = mates.set((copy_context(),))
+        try:
+            return await self._results(items)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            return _cut_off(items)  # something of the client's own was cancelled
+        finally:
+            mates.reset(before)
+            self._land()
+
     async def _fly(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
         # whose caller has gone is withdrawn till now
         batch = [entry for entry in batch if not entry[3].complete.done()]
         if not batch:
             return
         mates.set(tuple([entry[3].context for entry in batch]))
-        self._answer(batch, await self._results(batch))  # apart: a frame that an error came through must not hold it
+        # apart: a frame that an error came through must not hold it
+        self._answer(batch, await self._results([entry[0] for entry in batch]))
 
-    async def _results(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
+    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         try:
-            return await self._flush([entry[0] for entry in batch])
+            return _one_each(await self._flush(items), len(items))
         except Exception as fault:  # each of the batch gets it
-            return [fault] * len(batch)
+            return [fault] * len(items)
 
     def _answer(self, batch: Sequence[_Entry[ItemT, ResultT]], results: Sequence[ResultT | Exception]) -> None:
-        missing = [AmbiguousError("no answer for this item") for _ in batch[len(results) :]]
-        for (_, _, _, party, index), result in zip(batch, [*results, *missing] if missing else results, strict=False):
+        for (_, _, _, party, index), result in zip(batch, results, strict=True):
             party.answers[index] = result
             party.missing -= 1
             if not party.missing and not party.gone:
@@ -231,7 +255,22 @@ class Lane[ItemT, ResultT]:
     def _landed(self, flight: asyncio.Task[None]) -> None:
         """However the flight ended, cancelled before its first step included, nobody waits on."""
         batch = self._flights.pop(flight)
-        self._flying -= 1
         if flight.cancelled() or flight.exception():
-            self._answer(batch, [AmbiguousError("the call was cut off") for _ in batch])
+            self._answer(batch, _cut_off(batch))
+        self._land()
+
+    def _land(self) -> None:
+        self._flying -= 1
+        self._landing.set()
         self._depart()
+
+
+def _cut_off(items: Sequence[object]) -> Sequence[AmbiguousError]:
+    return [AmbiguousError("the call was cut off") for _ in items]
+
+
+def _one_each[ResultT](results: Sequence[ResultT | Exception], many: int) -> Sequence[ResultT | Exception]:
+    if len(results) == many:
+        return results
+    missing = [AmbiguousError("no answer for this item") for _ in range(len(results), many)]
+    return [*results, *missing][:many]

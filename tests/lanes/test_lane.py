@@ -5,7 +5,9 @@ import gc
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from typing import cast
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from dispatcher.errors import AmbiguousError, Cause, RefusedError
 from dispatcher.lanes.batch import BatchLimits
-from dispatcher.lanes.lane import Lane, LaneClosedError
+from dispatcher.lanes.lane import Lane, LaneClosedError, mates
 from tests.virtual_time import run_virtual
 
 LINGER_S = 1.0
@@ -117,12 +119,12 @@ def test_items_submitted_together_are_answered_in_order_over_several_batches() -
 
 
 @pytest.mark.parametrize(
-    ("whole", "batches"), [(False, ["abc", "def", "g"]), (True, ["ab", "cde", "fg"])], ids=["cut", "whole"]
+    ("whole", "batches"), [(False, ["abcd", "efg"]), (True, ["ab", "cde", "fg"])], ids=["cut", "whole"]
 )
 def test_in_a_whole_lane_items_together_depart_together(whole: bool, batches: list[str]) -> None:
     async def main() -> None:
         far = Far()
-        async with far.lane(items=3, whole=whole) as lane:
+        async with far.lane(items=4, whole=whole) as lane:
             await asyncio.gather(*(lane.submit_all(items) for items in ("ab", "cde", "fg")))
         assert far.batches == [list(batch) for batch in batches]
 
@@ -135,6 +137,112 @@ def test_in_a_whole_lane_more_items_than_a_batch_has_room_for_are_cut() -> None:
         async with far.lane(items=3, whole=True) as lane:
             assert await lane.submit_all("abcde") == [f"done {item}" for item in "abcde"]
         assert far.batches == [["a", "b", "c"], ["d", "e"]]
+
+    run_virtual(main())
+
+
+def test_items_that_fill_a_batch_by_themselves_wait_for_nobody_and_leave_the_others_waiting() -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane(items=3) as lane:
+            tasks = submit_all(lane, "ab")
+            await asyncio.sleep(0.1)
+            assert await lane.submit_all("cde") == ["done c", "done d", "done e"]
+            await settled(*tasks)
+        assert far.calls == [(0.1, ["c", "d", "e"]), (LINGER_S, ["a", "b"])]
+
+    run_virtual(main())
+
+
+def test_items_that_fill_a_batch_by_themselves_wait_while_as_many_fly_as_may() -> None:
+    async def main() -> None:
+        far = Far(takes_s=5.0)
+        async with far.lane(items=3, flushes_max=2) as lane:
+            assert await asyncio.gather(*(lane.submit_all(items) for items in ("abc", "def", "ghi"))) == [
+                [f"done {item}" for item in items] for items in ("abc", "def", "ghi")
+            ]
+        assert far.calls == [(0.0, ["a", "b", "c"]), (0.0, ["d", "e", "f"]), (5.0, ["g", "h", "i"])]
+        assert far.flying_most == 2
+
+    run_virtual(main())
+
+
+def test_items_too_large_for_one_batch_are_not_sent_in_one() -> None:
+    async def main() -> None:
+        far = Far()
+        async with far.lane(items=3, size=5) as lane:
+            assert await lane.submit_all(["aa", "bb", "cc"]) == ["done aa", "done bb", "done cc"]
+        assert far.batches == [["aa", "bb"], ["cc"]]
+
+    run_virtual(main())
+
+
+def test_a_caller_that_flies_its_batch_itself_cuts_it_off_and_makes_room_when_cancelled() -> None:
+    async def main() -> None:
+        far = Far(takes_s=5.0)
+        async with far.lane(items=3, flushes_max=1) as lane:
+            gone = asyncio.create_task(lane.submit_all("abc"))
+            await asyncio.sleep(0.1)
+            others = submit_all(lane, "de")
+            await asyncio.sleep(1.9)
+            gone.cancel()
+            assert await settled(*others) == ["done d", "done e"]
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+        assert far.calls == [(0.0, ["a", "b", "c"]), (2.0, ["d", "e"])]
+
+    run_virtual(main())
+
+
+def test_closing_waits_for_a_batch_that_its_caller_flies() -> None:
+    async def main() -> None:
+        far = Far(takes_s=5.0)
+        async with far.lane(items=3) as lane:
+            together = asyncio.create_task(lane.submit_all("abc"))
+            await asyncio.sleep(0)
+        assert now() == 5.0
+        assert await together == ["done a", "done b", "done c"]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "heard"),
+    [(asyncio.CancelledError, AmbiguousError), (OSError, OSError), (None, TypeError), (["a", "b"], AmbiguousError)],
+    ids=["cut off", "raises", "nonsense", "one is missing"],
+)
+def test_a_caller_that_flies_its_batch_itself_hears_of_each_item(answer: object, heard: type[Exception]) -> None:
+    def answers(_: list[str]) -> Answers:
+        if isinstance(answer, type) and issubclass(answer, BaseException):
+            raise answer
+        return cast(Answers, answer)
+
+    async def main() -> None:
+        async with Far(answer=answers).lane(items=3, flushes_max=1) as lane:
+            for _ in "twice":  # the first leaves room
+                *_, last = await lane.submit_all("abc")
+                assert type(last) is heard
+
+    run_virtual(main())
+
+
+def test_inside_a_flush_the_contexts_of_those_who_wait_are_known_and_forgotten_after_it() -> None:
+    colour: ContextVar[str] = ContextVar("colour")
+    seen: list[list[str]] = []
+
+    async def flush(items: Sequence[str]) -> Answers:
+        seen.append([context[colour] for context in mates.get()])
+        return [*items]
+
+    async def submit(lane: Lane[str, str], items: str) -> None:
+        colour.set(items)
+        await lane.submit_all(items)
+        assert mates.get() == ()
+
+    async def main() -> None:
+        async with Lane(flush, limits=BatchLimits(3), linger_s=LINGER_S, flushes_max=10) as lane:
+            await asyncio.gather(*(submit(lane, items) for items in ("a", "bc", "def")))
+        assert seen == [["def"], ["a", "bc", "bc"]] or seen == [["a", "bc", "bc"], ["def"]]
 
     run_virtual(main())
 
@@ -563,6 +671,7 @@ async def left_waiting[T](tasks: Sequence[asyncio.Task[T]]) -> list[asyncio.Task
 
 STEPS = st.one_of(
     st.tuples(st.just("submit"), st.sampled_from(["a", "bb", "ccc", "dddd"])),
+    st.tuples(st.just("together"), st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=4)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("wait"), st.sampled_from([0, 0, 1, 2, 7])),
     st.tuples(st.just("hurry"), st.none()),
@@ -618,7 +727,9 @@ def test_every_submit_ends_whatever_happens_in_whatever_order(
         return [number for number, _ in batch]
 
     async def main() -> None:
-        tasks: list[asyncio.Task[int]] = []
+        numbered = count()
+        tasks: list[asyncio.Task[Sequence[int | Exception]]] = []
+        numbers_of: list[list[int]] = []
         lane = Lane(
             flush,
             limits=BatchLimits(items, size),
@@ -627,6 +738,17 @@ def test_every_submit_ends_whatever_happens_in_whatever_order(
             size_of=lambda item: len(item[1]),
             key_of=(lambda item: item[1]) if by_key else None,
         )
+
+        def start(texts: Sequence[str]) -> None:
+            items = [(next(numbered), text) for text in texts]
+            numbers_of.append([number for number, _ in items])
+            tasks.append(asyncio.create_task(submit(items)))
+
+        async def submit(items: list[tuple[int, str]]) -> Sequence[int | Exception]:
+            try:
+                return await lane.submit_all(items) if len(items) != 1 else [await lane.submit(items[0])]
+            except Exception as fault:
+                return [fault] * len(items)
 
         async def own() -> None:
             with suppress(RuntimeError):
@@ -637,7 +759,9 @@ def test_every_submit_ends_whatever_happens_in_whatever_order(
                 for step, value in steps:
                     match value:
                         case str():
-                            tasks.append(asyncio.create_task(lane.submit((len(tasks), value))))
+                            start([value])
+                        case list():
+                            start(value)
                         case int() if step == "cancel" and value < len(tasks):
                             tasks[value].cancel()
                         case int() if step == "wait":
@@ -655,18 +779,19 @@ def test_every_submit_ends_whatever_happens_in_whatever_order(
         await asyncio.wait([owner], timeout=3600)
         assert owner.done()
         assert await left_waiting(tasks) == []
-        for number, task in enumerate(tasks):
+        for task, submitted in zip(tasks, numbers_of, strict=True):
             if task.cancelled():
                 continue
-            match task.exception():
-                case None:
-                    assert task.result() == number
-                case ValueError() as own_error:
-                    assert own_error.args == (number,)
-                case OSError():
-                    assert number in numbers["raise"]
-                case fault:
-                    assert isinstance(fault, AmbiguousError | LaneClosedError)
+            for answer, number in zip(task.result(), submitted, strict=True):
+                match answer:
+                    case int():
+                        assert answer == number
+                    case ValueError():
+                        assert answer.args == (number,)
+                    case OSError():
+                        assert number in numbers["raise"]
+                    case _:
+                        assert isinstance(answer, AmbiguousError | LaneClosedError)
 
     run_virtual(main())
 
