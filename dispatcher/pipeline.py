@@ -131,12 +131,8 @@ State = Choice | Taken | Claimed | Unsent | Sent | Confirmed | Again | Duplicate
 Part = Callable[[Flight, State], None]
 
 
-class Going[S](NamedTuple):
-    """One of those that go together, and how far they have come."""
-
-    flight: Flight
-    message: Message
-    state: S
+type Going[S] = tuple[Flight, Message, S]
+"""One of those that go together, and how far it has come: a plain tuple, since each message is in three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +205,7 @@ class Pipeline:
                 if size + own > BYTES_MAX:  # of one call
                     lot, size = [], 0
                     lots.append(lot)
-                lot.append(Going(flight, message, choice))
+                lot.append((flight, message, choice))
                 filling[queue] = lot, size + own
         return lots, alone
 
@@ -273,7 +269,7 @@ class Pipeline:
     # --- the steps, together ------------------------------------------------------------------------------------
 
     async def _claim_all(self, lot: Sequence[Going[Choice]], part: Part) -> Sequence[Going[Claimed]]:
-        lease_end = self.clock.now() + self._lease_left(lot[0].flight)
+        lease_end = self.clock.now() + self._lease_left(lot[0][0])
         requests, claims = [], []
         for flight, message, choice in lot:
             token = next(self.tokens)
@@ -292,18 +288,18 @@ class Pipeline:
             elif self._too_late(message):
                 part(flight, claim)
             else:
-                claimed.append(Going(flight, message, claim))
+                claimed.append((flight, message, claim))
         return claimed
 
     async def _send_all(self, claimed: Sequence[Going[Claimed]], part: Part) -> Sequence[Going[Sent]]:
         going, outs = [], []
-        for one in claimed:
+        for flight, message, claim in claimed:
             try:
-                outs.append(self._outgoing(*one))
+                outs.append(self._outgoing(flight, message, claim))
             except Exception:  # a bug: `carry` meets it again, and tells
-                part(one.flight, one.state)
+                part(flight, claim)
             else:
-                going.append(one)
+                going.append((flight, message, claim))
         if not going:
             return []
         _, message, claim = going[0]
@@ -311,10 +307,10 @@ class Pipeline:
         answers = await self.regional(claim.region, message.priority).send_all(outs)
         for (flight, message, claim), answer in zip(going, answers, strict=True):
             if isinstance(answer, str):
-                sent.append(Going(flight, message, Sent(claim, answer)))
+                sent.append((flight, message, Sent(claim, answer)))
             else:
                 part(flight, Unsent(claim, answer))
-        self._accepted(claim.region, message.priority, [one.flight for one in sent])
+        self._accepted(claim.region, message.priority, [flight for flight, _, _ in sent])
         return sent
 
     async def _confirm_all(self, sent: Sequence[Going[Sent]], part: Part) -> Sequence[Flight]:

@@ -117,7 +117,7 @@ class Intake:
             _start(self._carry(flight), carriers)
 
     async def _carry_together(self, lot: Sequence[Going[Choice]], carriers: set[asyncio.Task[None]]) -> None:
-        staying = [one.flight for one in lot]
+        staying = [flight for flight, _, _ in lot]
 
         def part(flight: Flight, state: State) -> None:
             staying.remove(flight)

@@ -131,17 +131,21 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_SPACE = " \t\n\r"
 # numbers are the client's own, and may have more digits than Python makes an int of
 _DECODER = json.JSONDecoder(object_pairs_hook=_collect, parse_constant=_no_constant, parse_int=float)
 
 
 def _json_object(body: str) -> dict[str, Any]:
     try:
-        fields = _DECODER.decode(body)
+        text = body.strip(_SPACE)
+        fields, end = _DECODER.raw_decode(text)
     except RecursionError:
         raise PoisonError("body is nested too deeply") from None
     except ValueError as fault:
         raise PoisonError(f"body is not JSON: {fault}") from None
+    if end < len(text):
+        raise PoisonError(f"body is not JSON: it ends after {end} characters, and there are more")
     if not isinstance(fields, dict):
         raise PoisonError("body is not a JSON object")
     if (

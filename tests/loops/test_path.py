@@ -201,7 +201,7 @@ def test_bodies_of_more_than_one_call_are_lots_of_their_own(number: int) -> None
             lots, alone = process.pipeline.sort(flights)
             assert not alone
             assert len(lots) == number
-            assert all(sum(len(one.flight.delivery.body) for one in lot) < 1_048_576 for lot in lots)
+            assert all(sum(len(flight.delivery.body) for flight, _, _ in lot) < 1_048_576 for lot in lots)
             for flight in flights:
                 process.board.unbook(flight)
 

@@ -57,7 +57,7 @@ BUGS = (
         "send a claim that was refused together with others",
         PIPELINE,
         "            elif not answer:\n                part(flight, Taken(choice))\n",
-        "            elif not answer:\n                claimed.append(Going(flight, message, claim))\n",
+        "            elif not answer:\n                claimed.append((flight, message, claim))\n",
         (PATH, SEEDS),
     ),
     Bug(
