@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dispatcher.inflight import Flight
 from dispatcher.model import Choice, Depth, Policy, Priority, Region
@@ -29,7 +29,8 @@ ERROR_MAX, ERROR_BACK = 0.5, 0.25
 """Of the projections: above the one they are not believed, below the other they are again (docs/routing.md)."""
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
-LOOK_S = 0.05  # a run goes by one look at its Region, and polls by one at all of them; what comes later looks again
+LOOK_S = 0.05  # choices, runs and polls go by a look at the Regions that is no older; what comes later looks again
+LOOK_PART = 10  # nor by one since when more than a tenth of what is on its way came or went
 MODELS_REMEMBERED, NAME_REMEMBERED = 1000, 200  # clients name them, and a name has room for a million characters
 
 
@@ -46,19 +47,36 @@ class RegionRules:
         return self.models is None or model in self.models
 
 
+class _Split(NamedTuple):
+    """What some Regions get of the messages of a priority."""
+
+    shares: Mapping[Region, float]
+    upto: Mapping[Region, int]  # messages that this process may have sent or booked there, ever
+
+
 @dataclass(slots=True)
 class _Run:
-    """Messages that follow one another to one Region: a batch for its lane. `split`: the shares when it began."""
+    """Messages that follow one another to one Region: a batch for its lane. `split`: when it began."""
 
     choice: Choice
     priority: Priority
     serving: frozenset[Region]  # that its messages may go to
-    split: Mapping[Region, float]
-    upto: int  # messages that this process may have sent or booked there, ever, as long as the look at it is young
+    split: _Split
     looked_at: float
-    length: int  # messages, at most
+    length: int  # messages, at most; its `upto` holds as long as the look is young
     receive: float  # which one its messages came with: those of one are claimed, and so sent, together
     count: int = 1
+
+
+@dataclass(slots=True)
+class _Look:
+    """The Regions as they were a moment ago: what choices go by."""
+
+    at: float  # none of the views is older
+    views: dict[Region, RegionView]
+    given: dict[Region, int]  # own messages, ever, that were sent or booked there when its view was taken
+    splits: dict[tuple[frozenset[Region], Priority], _Split] = field(default_factory=dict)
+    changed: list[Region] = field(default_factory=list)  # one for each message that came or went since
 
 
 @dataclass(slots=True)
@@ -82,6 +100,11 @@ class _Place:
     @property
     def drain(self) -> Drain:
         return self.projection.drain
+
+    @property
+    def given(self) -> int:
+        """Own messages, ever, that were sent there or have a place booked."""
+        return self.own.total + self.booked
 
 
 class Board:
@@ -129,8 +152,7 @@ class Board:
         self._booked = 0  # messages on their way to any Region
         self._run: _Run | None = None
         self._looked_at = -math.inf  # for `has_room`
-        self._seen: dict[Region, RegionView] = {}  # that `_look` keeps
-        self._seen_at = -math.inf  # none of them is older
+        self._seen = _Look(-math.inf, {}, {})
         self._room_upto = 0  # messages that this process may have sent or booked anywhere, ever, as seen then
         self._serving: dict[str, frozenset[Region]] = {}
         self._k = SMOOTHING[0]
@@ -256,7 +278,7 @@ class Board:
             # rounded by chance: of fewer places than dispatchers not all ask for one, or none would get it
             part = int(max(0.0, view.threshold - view.committed) / sharing + self._random.random())
             need = max(2 * (place.own.total - place.at_report), self._under_way_max // sharing, 2 * BATCH)
-            place.asked = place.own.total + place.booked + (0 if gone else min(part, need))
+            place.asked = place.given + (0 if gone else min(part, need))
             place.upto = min(place.upto, place.asked)  # others may count on that as soon as it is written
             place.at_report = place.own.total
         past = max(self.started_at, min(place.own.since for place in self._places.values()))
@@ -311,7 +333,7 @@ class Board:
         view = self.view(region)
         aside = self._fleet.set_aside(region, place.projection.shown_at)
         room = view.threshold - (view.committed - view.others_since + max(view.others_since, aside))
-        place.upto = min(asked, place.own.total + place.booked + max(0, math.floor(room)))
+        place.upto = min(asked, place.given + max(0, math.floor(room)))
 
     def dispatchers(self) -> int:
         """Return how many dispatchers are at work, this one included."""
@@ -331,7 +353,7 @@ class Board:
         short = [
             region
             for region, place in self._places.items()
-            if place.upto - place.own.total - place.booked < max(BATCH // 2, (place.asked - place.at_report) // 4)
+            if place.upto - place.given < max(BATCH // 2, (place.asked - place.at_report) // 4)
         ]
         views = map(self.view, short)
         return any(view.live and view.allowance < math.floor(view.threshold - view.committed) for view in views)
@@ -412,24 +434,37 @@ class Board:
         serving = self.serving(model)
         if choice := self._follow_run(flight, serving, priority, without):
             return choice
-        views = self._look()
-        out = {region for region in views if region not in serving or region in without}
-        policy = self.policy
-        split = shares(views, policy, k=self._k, priority=priority, without=out)
-        room = {region: views[region].budget(priority) for region in split}
-        for region in allot(split, self._credit, 1, room):
-            shadow = None
-            if self._shadow:
-                shadow = next(iter(self._allotted(views, self._shadow, self._shadow_credit, 1, priority, out)), None)
-            view, place = views[region], self._places[region]
-            choice = Choice(region, policy, view.wait_s, shadow)
-            if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
-                upto = place.own.total + place.booked + room[region]
-                length = min(BATCH, max(place.booked, self._booked // len(self._places)))
-                self._run = _Run(choice, priority, serving, split, upto, self._seen_at, length, flight.visible_until)
-            self._move(flight, region)
-            return choice
-        return None
+        able = serving.difference(without)
+        if (found := self._choose(able, priority)) is None:
+            return None
+        region, split = found
+        seen, place, shadow = self._seen, self._places[region], None
+        if self._shadow:
+            out = seen.views.keys() - able
+            shadow = next(iter(self._allotted(seen.views, self._shadow, self._shadow_credit, 1, priority, out)), None)
+        view = seen.views[region]
+        choice = Choice(region, self.policy, view.wait_s, shadow)
+        if view.live and self._policy is not Policy.INVERSE_DEPTH and not self._shadow:
+            length = min(BATCH, max(place.booked, self._booked // len(self._places)))
+            self._run = _Run(choice, priority, serving, split, seen.at, length, flight.visible_until)
+        self._move(flight, region)
+        return choice
+
+    def _choose(
+        self, able: frozenset[Region], priority: Priority, *, anew: bool = False
+    ) -> tuple[Region, _Split] | None:
+        """Return a Region for one message, and what it was chosen by; None: none of those that are able has room."""
+        seen = self._look(anew=anew)
+        split = seen.splits.get((able, priority))
+        if split is None:
+            some = shares(seen.views, self.policy, k=self._k, priority=priority, without=seen.views.keys() - able)
+            split = _Split(some, {region: seen.views[region].budget(priority) + seen.given[region] for region in some})
+            seen.splits[able, priority] = split
+        room = {region: max(0, upto - self._places[region].given) for region, upto in split.upto.items()}
+        if any(room.values()):
+            (region,) = allot(split.shares, self._credit, 1, room)
+            return region, split
+        return self._choose(able, priority, anew=True) if seen.changed else None
 
     def book_all(
         self, flights: Sequence[Flight], model: str, priority: Priority = Priority.NORMAL
@@ -443,7 +478,7 @@ class Board:
             choices.append(choice)
             if run := self._run:  # which it began, or follows: whoever is next would follow too
                 place = self._places[run.choice.region]
-                following = left[1 : 1 + min(run.length - run.count, run.upto - place.own.total - place.booked)]
+                following = left[1 : 1 + min(run.length - run.count, run.split.upto[run.choice.region] - place.given)]
                 run.count += len(following)
                 for flight in following:
                     self._move(flight, run.choice.region)
@@ -461,7 +496,7 @@ class Board:
         place = self._places[region]
         fits = run.priority is priority and run.serving == serving and region not in without
         fits = fits and run.receive == flight.visible_until
-        room = place.own.total + place.booked < run.upto
+        room = place.given < run.split.upto[region]
         young = self._now() < run.looked_at + LOOK_S
         if fits and room and young and run.count < run.length:
             run.count += 1
@@ -473,15 +508,17 @@ class Board:
     def _look_again(self) -> None:
         """Something is known that the last looks did not see."""
         self._end_run()
-        self._looked_at = self._seen_at = -math.inf
+        self._looked_at = self._seen.at = -math.inf
 
-    def _look(self) -> Mapping[Region, RegionView]:
-        """Return views to choose by: with all that was booked and sent, and in the rest as of LOOK_S ago at most."""
-        now = self._now()
-        if now >= self._seen_at + LOOK_S:
-            self._seen_at, self._seen = now, {}
-        seen = self._seen
-        self._seen = {region: seen.get(region) or self.view(region) for region in self._places}
+    def _look(self, *, anew: bool = False) -> _Look:
+        """Return a look to choose by. `anew`: with all that was booked and sent."""
+        now, seen = self._now(), self._seen
+        if now >= seen.at + LOOK_S:
+            self._seen = _Look(now, self.views(), {region: place.given for region, place in self._places.items()})
+        elif anew or len(seen.changed) > self._booked // LOOK_PART:
+            for region in set(seen.changed):
+                seen.views[region], seen.given[region] = self.view(region), self._places[region].given
+            seen.splits, seen.changed = {}, []
         return self._seen
 
     def _end_run(self) -> None:
@@ -490,7 +527,7 @@ class Board:
             return
         self._run = None
         more = run.count - 1
-        for region, share in run.split.items() if more else ():
+        for region, share in run.split.shares.items() if more else ():
             paid = more if region == run.choice.region else 0
             self._credit[region] = min(max(self._credit[region] + more * share - paid, -BATCH), BATCH)
 
@@ -538,7 +575,9 @@ class Board:
         place = self._places[region]
         place.own.add(messages, self._now())
         place.projection.sent(messages, self._now())
-        self._seen.pop(region, None)
+        if messages < 0:
+            self._look_again()  # it has more room, but no more may be on their way there
+        self._seen.changed.append(region)
 
     def unbook(self, *flights: Flight) -> None:
         """Give their places up, where they have one."""
@@ -546,7 +585,7 @@ class Board:
             if flight.region is not None:
                 self._places[flight.region].booked -= 1
                 self._booked -= 1
-                self._seen.pop(flight.region, None)
+                self._seen.changed.append(flight.region)
                 flight.place(None)
         self.notify()
 
@@ -555,7 +594,7 @@ class Board:
             self.unbook(flight)
         self._places[region].booked += 1
         self._booked += 1
-        self._seen.pop(region, None)
+        self._seen.changed.append(region)
         flight.place(region)
 
     # --- looking ------------------------------------------------------------------------------------------------
@@ -596,7 +635,7 @@ class Board:
         if not self._fleet.believed(now):  # nor any more: take each of them for one like us
             room = place.rules.threshold - place.projection.level(now) - place.booked - self._fleet.known * own_since
             return max(0, math.floor(room / (1 + self._fleet.known)))
-        return max(0, place.upto - place.own.total - place.booked)
+        return max(0, place.upto - place.given)
 
     def _credited(self, place: _Place) -> float:
         if self._policy is Policy.INVERSE_DEPTH or not self._believed or not place.projection.drain_rate:
@@ -654,7 +693,7 @@ class Board:
 
         It decides how many are asked for; where each may go is looked at when it is booked.
         """
-        given = sum([place.own.total + place.booked for place in self._places.values()])
+        given = sum([place.given for place in self._places.values()])
         if self._now() >= self._looked_at + LOOK_S:
             self._looked_at, self._room_upto = self._now(), given + self.room()
         return self._room_upto - given >= count
