@@ -507,8 +507,7 @@ class Pipeline:
         self.board.accepted(*flights)
         self.metrics.dispatched.labels(region, priority).inc(len(flights))
         now = self.clock.now()
-        for flight in flights:
-            self.metrics.message_age.observe(max(0.0, now - flight.delivery.sent_at))
+        self.metrics.message_age.observe_all([max(0.0, now - flight.delivery.sent_at) for flight in flights])
 
     async def _check_deadline(self, flight: Flight, message: Message, claim: Claimed) -> None:
         """Raise PoisonError once nobody wants the result any more, unless a Region may already have the request.

@@ -7,6 +7,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -15,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dispatcher.errors import Cause, Stage
 from dispatcher.model import Policy, Region
-from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.metrics import AGES_S, Metrics
 
 HOME, A, B = Region("us-east-1"), Region("eu-west-1"), Region("ap-south-1")
 CATALOGUE: dict[str, tuple[str, set[str]]] = {
@@ -177,6 +179,17 @@ def test_an_error_is_counted_under_its_stage_and_cause() -> None:
     assert metrics.errors.labels("send", "ambiguous")._value.get() == 1
 
 
+@given(st.lists(st.sampled_from([0.0, *AGES_S]) | st.floats(0, 1e6)))
+def test_several_at_once_are_counted_as_one_by_one(seconds: list[float]) -> None:
+    together, single = Metrics.unread(), Metrics.unread()
+    together.message_age.observe_all(seconds)
+    for one in seconds:
+        single.message_age.observe(one)
+    (counted,), (expected,) = together.message_age.collect(), single.message_age.collect()
+    assert [(s.name, s.labels) for s in counted.samples] == [(s.name, s.labels) for s in expected.samples]
+    assert [s.value for s in counted.samples] == pytest.approx([s.value for s in expected.samples])
+
+
 def test_two_processes_in_one_share_no_count() -> None:
     one, other = Metrics.unread(), Metrics.unread()
     one.received.inc()
@@ -192,7 +205,7 @@ ONE_OF_SEVERAL = """
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from dispatcher.model import Region
-from dispatcher.telemetry.metrics import Metrics
+from dispatcher.telemetry.metrics import AGES_S, Metrics
 home = Region("us-east-1")
 made = Metrics(CollectorRegistry(), home=home, regions=[home], policy="-", version="-", revision="-", in_flight_limit=7)
 """
