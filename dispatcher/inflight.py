@@ -49,7 +49,7 @@ class Flight:
 
     def place(self, region: Region | None) -> None:
         """From now on a place is booked for it there, or nowhere."""
-        if self.held_by:
+        if self.held_by is not None:
             self.held_by.placed += (region is not None) - (self.region is not None)
         self.region = region
 
@@ -57,7 +57,7 @@ class Flight:
         """From now on it only waits, or does no more."""
         if self.parked != parked:
             self.parked = parked
-            if self.held_by:
+            if self.held_by is not None:
                 self.held_by.count_parked(self)
 
 

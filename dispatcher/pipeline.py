@@ -292,10 +292,10 @@ class Pipeline:
         return claimed
 
     async def _send_all(self, claimed: Sequence[Going[Claimed]], part: Part) -> Sequence[Going[Sent]]:
-        going, outs = [], []
+        going, outs, now = [], [], self.clock.now()
         for flight, message, claim in claimed:
             try:
-                outs.append(self._outgoing(flight, message, claim))
+                outs.append(self._outgoing(flight, message, claim, now))
             except Exception:  # a bug: `carry` meets it again, and tells
                 part(flight, claim)
             else:
@@ -467,7 +467,7 @@ class Pipeline:
                     finally:
                         fault = None  # it is met once, and its own traceback must not hold it
                 queue = self.regional(claim.region, message.priority)
-                sqs_message_id = await queue.send(self._outgoing(flight, message, claim))
+                sqs_message_id = await queue.send(self._outgoing(flight, message, claim, self.clock.now()))
             except LeaseTooShortError:
                 continue
             except AmbiguousError as lost:
@@ -679,9 +679,9 @@ class Pipeline:
         """Return for how long (seconds) a lease may last that starts now."""
         return min(self.terms.lease_s, flight.visible_until - _now() - self.terms.margin_s)
 
-    def _outgoing(self, flight: Flight, message: Message, claim: Claimed) -> Outgoing:
+    def _outgoing(self, flight: Flight, message: Message, claim: Claimed, now: float) -> Outgoing:
         delivery, departs = flight.delivery, partial(self._departs, flight, claim)
-        ours = attributes_of(message, claim.region, delivery.message_id, self.clock.now(), delivery.receives)
+        ours = attributes_of(message, claim.region, delivery.message_id, now, delivery.receives)
         return outgoing(message, delivery, ours, departs, fair=self.fair, bytes_max=self.bytes_max)
 
     def _departs(self, flight: Flight, claim: Claimed) -> None:

@@ -124,6 +124,9 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
     `success` makes the result from an entry of `Successful`. An entry that the answer does not mention is ambiguous;
     one that it mentions and we never sent is ignored. Both lists may be absent.
     """
+    done = [*filter(None, answer.get("Successful") or [])]
+    if [entry.get("Id") for entry in done] == _IDS[:count]:  # as a rule: all of them, in order
+        return [success(entry) for entry in done]
     answers: list[Any] = [_UNMENTIONED] * count
     for entry in filter(None, answer.get("Failed") or []):
         code = str(entry.get("Code") or "")
@@ -133,7 +136,7 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
             continue
         cause = cause_of(code) or (Cause.INVALID if entry.get("SenderFault") else Cause.REFUSED)
         _put(answers, entry, RefusedError(cause, detail, code))
-    for entry in filter(None, answer.get("Successful") or []):
+    for entry in done:
         _put(answers, entry, success(entry))
     if _UNMENTIONED in answers:
         unmentioned = AmbiguousError("the answer does not mention this entry")
@@ -142,7 +145,8 @@ def answers_by_entry[T](answer: Mapping[str, Any], count: int, success: Any) -> 
 
 
 _UNMENTIONED = object()
-_INDICES = {str(index): index for index in range(100)}
+_IDS = [str(index) for index in range(100)]
+_INDICES = {name: index for index, name in enumerate(_IDS)}
 
 
 def _put(answers: list[Any], entry: Mapping[str, Any], value: Any) -> None:

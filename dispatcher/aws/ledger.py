@@ -456,7 +456,9 @@ class Ledger:
             self._learn(False)
             return [fault] * len(statements)
         responses = answer.get("Responses") or []
-        outcomes: list[Exception | None] = [_member_outcome(response) for response in responses]
+        outcomes: list[Exception | None] = [
+            None if response and "Error" not in response else _member_outcome(response) for response in responses
+        ]
         if len(responses) != len(statements):  # then nobody knows which is whose
             outcomes = [AmbiguousError(f"{len(responses)} answers to {len(statements)} statements")] * len(statements)
         self._learn(not all(isinstance(outcome, AwsError) for outcome in outcomes))
