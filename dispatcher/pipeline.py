@@ -129,8 +129,7 @@ class Again(NamedTuple):
 State = Choice | Taken | Claimed | Unsent | Sent | Confirmed | Again | Duplicate | Held | None
 """What the last step found, and the next one goes by; None: it is to be routed."""
 Part = Callable[[Flight, State], None]
-
-
+Chosen = tuple[Message, Choice]
 type Going[S] = tuple[Flight, Message, S]
 """One of those that go together, and how far it has come: a plain tuple, since each message is in three."""
 
@@ -170,7 +169,7 @@ class Pipeline:
     bytes_max: int = BYTES_MAX  # of a message, that every queue takes
     tokens: Iterator[str] = field(default_factory=lambda: _tokens())  # of claims: no two deliveries anywhere share one
     gives_way: Callable[[], bool] = lambda: False  # nothing is kept here only to wait: a drain, or no slots for others
-    chose: Callable[[Message, Choice], None] = lambda _message, _choice: None  # is told of each choice
+    chose: Callable[[Sequence[Chosen]], None] = lambda _: None  # is told of each choice
 
     def sort(self, flights: Sequence[Flight]) -> tuple[Sequence[Sequence[Going[Choice]]], Sequence[Flight]]:
         """Decode and route deliveries that came together. Return those that go on together, each lot to one queue, and
@@ -366,25 +365,24 @@ class Pipeline:
     def _book(self, flight: Flight, message: Message, without: Collection[Region]) -> Choice | None:
         choice = self.board.book(flight, message.model_name, message.priority, without)
         if choice:
-            self._chosen(message, choice)
+            self._chosen([(message, choice)])
         return choice
 
     def _book_all(self, alike: Sequence[tuple[Flight, Message]]) -> Sequence[Choice | None]:
         _, message = alike[0]
         try:
             choices = self.board.book_all([flight for flight, _ in alike], message.model_name, message.priority)
-            for (_, message), choice in zip(alike, choices, strict=True):
-                if choice:
-                    self._chosen(message, choice)
+            self._chosen([(message, choice) for (_, message), choice in zip(alike, choices, strict=True) if choice])
         except Exception:  # a bug: `carry` meets it again, and tells; no place is kept, or it would find none left
             self.board.unbook(*[flight for flight, _ in alike])
             return [None] * len(alike)
         return choices
 
-    def _chosen(self, message: Message, choice: Choice) -> None:
-        if choice.shadow:
-            self.metrics.shadow(choice.region, choice.shadow)
-        self.chose(message, choice)
+    def _chosen(self, found: Sequence[Chosen]) -> None:
+        for _, choice in found:
+            if choice.shadow:
+                self.metrics.shadow(choice.region, choice.shadow)
+        self.chose(found)
 
     async def _claim(
         self, flight: Flight, message: Message, choice: Choice, *, taken: bool = False
@@ -415,7 +413,7 @@ class Pipeline:
                     if old.region is not None:
                         flight.sent_perhaps = True
                         choice = self.board.follow(flight, message.model_name, old.region)
-                        self.chose(message, choice)
+                        self.chose([(message, choice)])
                         if choice.region == old.region:
                             copy_in = old.region
                             flight.step = Step.SENDING  # from here on it is never released: a copy may be there

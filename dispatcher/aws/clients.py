@@ -45,6 +45,34 @@ def plainly(_service: str, _operation: str, _region: Region) -> AbstractContextM
 _NOTHING = nullcontext()
 
 
+class _Limits:
+    """Ends calls that take too long. All may take equally long: the oldest is due first, and one timer serves all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due: dict[asyncio.Timeout, float] = {}  # when (loop time), the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> asyncio.Timeout:
+        """Return what a call is to be made in; give it back with `end`."""
+        loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
+        self._due[limit] = loop.time() + self._seconds
+        self._timer = self._timer or loop.call_later(self._seconds, self._ring)
+        return limit
+
+    def end(self, limit: asyncio.Timeout) -> None:
+        self._due.pop(limit, None)
+
+    def _ring(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        for limit, due in list(self._due.items()):
+            if due > loop.time():
+                self._timer = loop.call_at(due, self._ring)
+                return
+            del self._due[limit]
+            limit.reschedule(due)
+
+
 class Caller:
     """One client. Each call is bounded in time, measured, and fails only with an AwsError."""
 
@@ -63,7 +91,7 @@ class Caller:
         self.region = region
         self._clock = clock
         self._metrics = metrics
-        self._timeout_s = timeout_s
+        self._limits = _Limits(timeout_s)
         self._around = around
         self._series: dict[str, CallSeries] = {}  # of each operation
 
@@ -86,12 +114,12 @@ class Caller:
     async def __call__(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
         """Return the answer; raise RefusedError or AmbiguousError. A cancellation leaves the call's end unknown."""
         series = self._series_of(operation)
-        started, asked_at = time.perf_counter(), self._clock.local()
+        started, asked_at, limit = time.perf_counter(), self._clock.local(), self._limits.begin()
         outcome: str = Cause.AMBIGUOUS
         metadata: Mapping[str, Any] = {}
         try:
             with self._around(self._service, operation, self.region):
-                async with asyncio.timeout(self._timeout_s):
+                async with limit:
                     call = getattr(self._client, operation)(**parameters)
                     parameters.clear()  # a batch's hundred objects are let go as soon as they are written out
                     answer: Mapping[str, Any] = await call
@@ -107,6 +135,7 @@ class Caller:
             finally:
                 del known  # or its own traceback would hold it, and a batch's bodies, until the collector looks
         finally:
+            self._limits.end(limit)
             series.seconds.observe(time.perf_counter() - started)
             series.requests[outcome].inc()
             if retries := metadata.get("RetryAttempts"):

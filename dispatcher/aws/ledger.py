@@ -312,13 +312,14 @@ class Ledger:
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim_batch(self, requests: Sequence[ClaimRequest]) -> Sequence[Exception | None]:
-        written = self._alike(State.CLAIMED)
+        written = _fields(self._alike(State.CLAIMED))
         lot: tuple[Choice, float] | None = None
         text = ""  # one for those that go together, which follow one another
         statements = []
         for request in requests:
             if lot != (request.choice, request.lease_end):
-                lot, text = (request.choice, request.lease_end), _inserting(self._table, _of_lot(request) | written)
+                lot = request.choice, request.lease_end
+                text = _inserting(self._table, [*_fields(_of_lot(request)), *written])
             statements.append({"Statement": text, "Parameters": _own(request)})
         return await self._statements(statements)
 
@@ -493,10 +494,13 @@ def _member_outcome(response: Mapping[str, Any] | None) -> Exception | None:
     return RefusedError(cause_of(code) or Cause.REFUSED, f"{code}: {error.get('Message') or ''}", code)
 
 
-def _inserting(table: str, alike: Item) -> str:
-    """A statement with a parameter for each of `_OWN`; what is alike in a batch stands in it."""
-    fields = [f"'{name}': ?" for name in _OWN] + [f"'{name}': {_literal(value)}" for name, value in alike.items()]
-    return f'INSERT INTO "{table}" VALUE {{{", ".join(fields)}}}'
+def _inserting(table: str, alike: Sequence[str]) -> str:
+    """A statement with a parameter for each of `_OWN`; the fields that are alike in a batch stand in it."""
+    return f'INSERT INTO "{table}" VALUE {{{", ".join([*_OWN_FIELDS, *alike])}}}'
+
+
+def _fields(alike: Item) -> list[str]:
+    return [f"'{name}': {_literal(value)}" for name, value in alike.items()]
 
 
 def _updating(table: str, names: Sequence[str], alike: Item) -> str:
@@ -516,6 +520,7 @@ def _item(request: ClaimRequest) -> Item:
 
 
 _OWN = ("request_id", "owner", "work", "generation", "source_message_id")
+_OWN_FIELDS = [f"'{name}': ?" for name in _OWN]
 
 
 def _own(request: ClaimRequest) -> list[dict[str, str]]:

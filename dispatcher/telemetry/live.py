@@ -6,7 +6,7 @@ Nothing here knows a request's id or its body: whoever sees the HTTP port may re
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -75,9 +75,10 @@ class Live:
     async def next_sample(self) -> None:
         await self._sampled.wait()
 
-    def chose(self, message: Message, choice: Choice) -> None:
-        """A message was given to a Region."""
-        self._choices.append((time.time(), message, choice))
+    def chose(self, found: Sequence[tuple[Message, Choice]]) -> None:
+        """Messages were given to Regions."""
+        now = time.time()
+        self._choices.extend([(now, message, choice) for message, choice in found])
 
     def warn(self, event: Mapping[str, Any]) -> None:
         """A line of the log, from warning up."""

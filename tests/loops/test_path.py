@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -136,8 +136,8 @@ def test_a_bug_in_one_message_s_attributes_costs_that_message_alone(monkeypatch:
 def test_a_bug_in_telling_of_one_choice_leaves_those_that_came_with_it_no_places() -> None:
     """Each is chosen for anew, alone: with the places kept there would be room for none, and nothing to wait for."""
 
-    def tells(message: Message, _: Choice) -> None:
-        if message.request_id == "r3":
+    def tells(found: Sequence[tuple[Message, Choice]]) -> None:
+        if any(message.request_id == "r3" for message, _ in found):
             raise ZeroDivisionError
 
     async def story() -> None:

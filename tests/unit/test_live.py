@@ -72,7 +72,7 @@ def test_choices_are_the_last_ones_without_their_ids() -> None:
     here = Here()
     for number in range(CHOICES + 3):
         message = Message(f"id-{number}", "m" * 1000, Priority.HIGH, "w", 0)
-        here.live.chose(message, Choice(R, "projected-wait", 1.234))
+        here.live.chose([(message, Choice(R, "projected-wait", 1.234))])
     said = here.live.explain()["choices"]
     assert len(said) == CHOICES
     assert said[0]["projected_wait_seconds"] == 1.23
