@@ -30,7 +30,7 @@ ERROR_MAX, ERROR_BACK = 0.5, 0.25
 NO_LIMIT = 10**9
 BATCH = 10  # messages: less than a batch of room is not worth asking for
 LOOK_S = 0.05  # choices, runs and polls go by a look at the Regions that is no older; what comes later looks again
-LOOK_PART = 10  # nor by one since when more than a tenth of what is on its way came or went
+LOOK_PART = 5  # nor by one since when more than a fifth of what is on its way came or went
 MODELS_REMEMBERED, NAME_REMEMBERED = 1000, 200  # clients name them, and a name has room for a million characters
 
 

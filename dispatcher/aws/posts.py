@@ -8,11 +8,12 @@ proxies, limits the time and reads what comes; all of that is used here, as the 
 import asyncio
 import ssl
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self
 
 import aiohttp
 from aiobotocore.awsrequest import AioAWSResponse
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.http_exceptions import BadStatusLine
 from botocore.exceptions import (
     ConnectionClosedError,
@@ -36,6 +37,14 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _To(aiohttp.ClientRequest):
+    """Where to connect: asked for each call, and always the same."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:  # theirs makes it anew each time
+        return super().connection_key
+
+
 class Posts:
     """POSTs to one address. `fixed`: headers that are the same each time, in one line each (else ValueError)."""
 
@@ -52,7 +61,7 @@ class Posts:
         self._timeout = timeout
         by = URL(proxy) if proxy else None
         # what the connector asks, to know where to connect
-        self._to = aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop(), proxy=by)
+        self._to = _To("POST", url, loop=asyncio.get_running_loop(), proxy=by)
         lines = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "identity", **fixed}
         target = url.raw_path_qs
         if by is not None and url.scheme == "http":  # it reads the request; https goes through a tunnel

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from dispatcher.board import LOOK_PART, LOOK_S, Board, RegionRules, _Look
+from dispatcher.board import LOOK_S, Board, RegionRules, _Look
 from dispatcher.inflight import Flight
 from dispatcher.model import Delivery, Depth, Policy, Priority, Region
 from dispatcher.policy.routing import shares
@@ -32,7 +32,6 @@ class Twins:
 
     def __init__(self, seed: int, policy: Policy, shadow: Policy | None, other: type[Board], slots: int) -> None:
         self.now = 1_000.0
-        self.together_most = 10 if slots > LOOK_PART else 2
         self.lots, self.single = (
             kind(
                 RULES, ttl_s=20.0, slots=slots, random=Random(seed), now=lambda: self.now, policy=policy, shadow=shadow
@@ -46,7 +45,7 @@ class Twins:
         match random.choice(["book"] * 4 + ["land"] * 2 + ["give up", "count", "read", "learn", "follow", "time"]):
             case "book":
                 model, priority, receive = random.choice("mx"), random.choice([*Priority]), self.now + 120
-                many = random.randint(1, self.together_most)
+                many = random.randint(1, 10)
                 pairs = [(Flight(DELIVERY, 0.0, receive), Flight(DELIVERY, 0.0, receive)) for _ in range(many)]
                 together = self.lots.book_all([one for one, _ in pairs], model, priority)
                 assert together == [self.single.book(other, model, priority) for _, other in pairs]
@@ -89,9 +88,11 @@ def test_a_lot_goes_where_its_flights_would_go_one_by_one(policy: Policy, shadow
 
 
 @pytest.mark.parametrize("policy", [*Policy])
-def test_while_few_are_on_their_way_no_look_is_older_than_the_last_of_them(policy: Policy) -> None:
+def test_a_look_knows_whatever_came_or_went_since(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is renewed after each change it is as good as a new one: what it does not hear of it would not renew."""
+    monkeypatch.setattr("dispatcher.board.LOOK_PART", 10**9)
     for seed in range(6):
-        twins, random = Twins(seed, policy, None, Forgetful, LOOK_PART - 3), Random(seed)
+        twins, random = Twins(seed, policy, None, Forgetful, 60), Random(seed)
         for _ in range(100):
             twins.step(random)
             assert all(one.region == other.region for one, other in twins.flying)
