@@ -454,7 +454,8 @@ class Board:
         self, able: frozenset[Region], priority: Priority, *, anew: bool = False
     ) -> tuple[Region, _Split] | None:
         """Return a Region for one message, and what it was chosen by; None: none of those that are able has room."""
-        seen = self._look(anew=anew)
+        # where all is for the shortest wait, a look that serves several runs would send them all to one Region
+        seen = self._look(anew=anew or priority is Priority.HIGH or self._policy is Policy.TWO_CHOICES)
         split = seen.splits.get((able, priority))
         if split is None:
             some = shares(seen.views, self.policy, k=self._k, priority=priority, without=seen.views.keys() - able)

@@ -11,6 +11,7 @@ from dispatcher.board import BATCH, LOOK_S, Board, RegionRules
 from dispatcher.inflight import Flight
 from dispatcher.model import Delivery, Depth, Policy, Priority, Region
 from dispatcher.policy.breaker import FAILURES_IN_A_ROW
+from dispatcher.policy.routing import HIGH_TOLERANCE_S
 
 A, B, C = Region("a"), Region("b"), Region("c")
 
@@ -24,9 +25,12 @@ class World:
         policy: Policy = Policy.FIXED,
         shadow: Policy | None = None,
         models: Mapping[Region, frozenset[str]] = {},
+        drain: float | None = None,
     ) -> None:
         self.now = 1_000.0
-        rules = {region: RegionRules(weight, threshold, models.get(region)) for region, weight in weights.items()}
+        rules = {
+            region: RegionRules(weight, threshold, models.get(region), drain) for region, weight in weights.items()
+        }
         self.board = Board(
             rules, ttl_s=60.0, slots=10_000, random=Random(3), now=lambda: self.now, policy=policy, shadow=shadow
         )
@@ -118,6 +122,19 @@ def test_shares_are_kept_among_messages_that_may_not_all_go_everywhere() -> None
     assert got["n", C] == 0
     assert got["m", C] == pytest.approx(everywhere / 4, abs=3 * BATCH)
     assert got["m", A] + got["n", A] == pytest.approx(everywhere / 4 + elsewhere / 3, abs=3 * BATCH)
+
+
+@pytest.mark.parametrize(
+    ("policy", "priority"), [(Policy.PROJECTED_WAIT, Priority.HIGH), (Policy.TWO_CHOICES, Priority.NORMAL)]
+)
+def test_who_goes_to_the_shortest_wait_goes_by_the_waits_of_now(policy: Policy, priority: Priority) -> None:
+    """By a look that serves several runs all of them would go to one Region, until the next look."""
+    world = World({A: 1.0, B: 1.0}, policy=policy, drain=10.0)
+    for number in range(2000):
+        world.book(priority=priority, receive=number // BATCH)
+        world.land(500)
+        here, there = (view.wait_s for view in world.board.views().values())
+        assert abs(here - there) <= HIGH_TOLERANCE_S + BATCH / 10.0
 
 
 def test_no_run_goes_past_a_threshold() -> None:
