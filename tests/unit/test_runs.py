@@ -130,9 +130,12 @@ def test_shares_are_kept_among_messages_that_may_not_all_go_everywhere() -> None
 def test_who_goes_to_the_shortest_wait_goes_by_the_waits_of_now(policy: Policy, priority: Priority) -> None:
     """By a look that serves several runs all of them would go to one Region, until the next look."""
     world = World({A: 1.0, B: 1.0}, policy=policy, drain=10.0)
-    for number in range(2000):
-        world.book(priority=priority, receive=number // BATCH)
-        world.land(500)
+    world.busy(2000, flying=1000)
+    for _ in range(3):
+        world.board.count(B, 50)  # five seconds of waiting more
+        for number in range(100):
+            world.book(priority=priority, receive=number // BATCH)
+            world.land(1000)
         here, there = (view.wait_s for view in world.board.views().values())
         assert abs(here - there) <= HIGH_TOLERANCE_S + BATCH / 10.0
 
